@@ -1,0 +1,217 @@
+"""JSON bodies into typed values; what is wrong is refused by the name of the field.
+
+No body holds the event loop: one that is large is taken apart first (`json_slices`), and decoded
+a piece at a time.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Hashable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import msgspec
+import trio
+
+from api.common import json_slices
+from api.common.limits import KIB
+from api.common.surface import Request
+from swarmd.domain.errors import Invalid, TooLarge
+
+if TYPE_CHECKING:
+    import quart
+
+T = TypeVar("T")
+
+WHOLE_BYTES_MAX = 64 * KIB
+"""Up to this size one call of the decoder is far below the 5 ms that a request may take."""
+ELEMENT_BYTES_MAX = 256 * KIB
+DEPTH_MAX = 64
+_NODES_A_TURN = 2000
+_ELEMENTS_A_TURN = 50
+_BYTES_A_TURN = 64 * KIB
+_NONE: frozenset[str] = frozenset()
+
+_AT = re.compile(r"(?s)(.*?)(?: in key of .*)? - at (?:key in )?`\$?\.?(.*)`")
+_MISSING = re.compile(r"Object missing required field `(.*)`")
+_CHARSET = re.compile(r";\s*charset\s*=\s*\"?([^\";\s]*)", re.IGNORECASE)
+
+
+async def read_json(
+    request: Request | quart.Request,
+    kind: type[T],
+    *,
+    bytes_max: int | None = None,
+    nul_fields: frozenset[str] = _NONE,
+) -> T:
+    """The body as a `kind`, strictly. NUL characters are refused but in members of `nul_fields`
+    (the last name of the path), where text that nobody executes may hold any character."""
+    body = await _read(request, bytes_max)
+    if len(body) <= WHOLE_BYTES_MAX:
+        value = decode(body, kind)
+    else:
+        value = await _decode_large(body, kind)
+    if b"\\u0000" in body:
+        await refuse_nul(value, nul_fields)
+    return value
+
+
+async def read_json_array(
+    request: Request | quart.Request,
+    kind: type[T],
+    *,
+    count_max: int,
+    bytes_max: int | None = None,
+    nul_fields: frozenset[str] = _NONE,
+) -> list[T | Invalid]:
+    """A top-level array, each element decoded by itself: one that is wrong stands as an Invalid
+    in its place, with its `index`. Only a body that is no array is refused as a whole."""
+    body = await _read(request, bytes_max)
+    parts = await json_slices.split_array(
+        body, count_max=count_max, element_bytes_max=ELEMENT_BYTES_MAX
+    )
+    return await decode_each(parts, kind, nul_fields=nul_fields)
+
+
+async def decode_each(
+    parts: Sequence[bytes | msgspec.Raw], kind: type[T], *, nul_fields: frozenset[str] = _NONE
+) -> list[T | Invalid]:
+    """Each part decoded by itself, some at a time between the turns of other tasks."""
+    outcomes: list[T | Invalid] = []
+    bytes_in_turn = 0
+    for index, part in enumerate(parts):
+        data = bytes(part)
+        bytes_in_turn += len(data)
+        if index % _ELEMENTS_A_TURN == _ELEMENTS_A_TURN - 1 or bytes_in_turn > _BYTES_A_TURN:
+            bytes_in_turn = 0
+            await trio.lowlevel.checkpoint()
+        try:
+            value = decode(data, kind)
+            if b"\\u0000" in data:
+                await refuse_nul(value, nul_fields)
+        except Invalid as refusal:
+            refusal.facts["index"] = index
+            outcomes.append(refusal)
+        else:
+            outcomes.append(value)
+    return outcomes
+
+
+def decode(body: bytes, kind: type[T]) -> T:
+    """One call of the decoder, its complaints as Invalid."""
+    try:
+        value: T = _decoder(cast(Hashable, kind)).decode(body)
+    except msgspec.ValidationError as error:
+        raise _refusal(error) from None
+    except msgspec.DecodeError as error:
+        raise Invalid(f"the body is not JSON: {_lower(str(error))}") from None
+    except RecursionError:
+        raise Invalid(f"the body is nested too deeply; at most {DEPTH_MAX} levels") from None
+    except ValueError as error:  # bytes that are no UTF-8, numbers of thousands of digits
+        raise Invalid(f"the body is not JSON in UTF-8: {_lower(str(error))}") from None
+    return value
+
+
+async def refuse_nul(value: object, nul_fields: frozenset[str] = _NONE) -> None:
+    """Raise Invalid for the first text with a NUL character: no argument, path or name of a
+    process can hold one, and what cut it off silently would run something else."""
+    stack: list[tuple[str, object]] = [("", value)]
+    nodes = 0
+    while stack:
+        nodes += 1
+        if nodes % _NODES_A_TURN == 0:
+            await trio.lowlevel.checkpoint()
+        path, node = stack.pop()
+        if isinstance(node, str):
+            if "\0" in node:
+                raise Invalid(
+                    f"{path or 'the text'} holds a NUL character, which is not possible there",
+                    field=path,
+                )
+        elif isinstance(node, msgspec.Struct):
+            for name in node.__struct_fields__:
+                if name not in nul_fields:
+                    stack.append((f"{path}.{name}".lstrip("."), getattr(node, name)))
+        elif isinstance(node, dict):
+            for key, held in node.items():
+                if isinstance(key, str) and "\0" in key:
+                    raise Invalid(f"a name in {path or 'the body'} holds a NUL", field=path)
+                if key not in nul_fields:
+                    stack.append((f"{path}.{key}".lstrip("."), held))
+        elif isinstance(node, (list, tuple)):
+            stack.extend((f"{path}[{at}]", held) for at, held in enumerate(node))
+
+
+async def _read(request: Request | quart.Request, bytes_max: int | None) -> bytes:
+    if isinstance(request, Request):
+        _check_content_type(request.header(b"content-type"))
+        body = await request.body()
+    else:
+        _check_content_type(request.headers.get("Content-Type"))
+        body = cast(bytes, await request.get_data(cache=False))
+    if bytes_max is not None and len(body) > bytes_max:
+        raise TooLarge(f"the body has {len(body)} bytes; at most {bytes_max} are taken")
+    if not body:
+        raise Invalid("a JSON body is expected, and none came")
+    return body
+
+
+def _check_content_type(value: str | None) -> None:
+    """A missing type passes, another than JSON does not: pages can send forms and text anywhere,
+    JSON only with a preflight that is never answered."""
+    if value is None:
+        return
+    media = value.partition(";")[0].strip().lower()
+    if media != "application/json" and not (
+        media.startswith("application/") and media.endswith("+json")
+    ):
+        raise Invalid(
+            f"Content-Type is {media[:80] or 'empty'}; send application/json", field="Content-Type"
+        )
+    charset = _CHARSET.search(value)
+    if charset and charset[1].lower() not in ("utf-8", "utf8"):
+        raise Invalid(f"charset is {charset[1][:40]}; send UTF-8", field="Content-Type")
+
+
+async def _decode_large(body: bytes, kind: type[T]) -> T:
+    """Long strings are decoded by themselves, a slice at a time; what is left has to be small."""
+    folded = await json_slices.fold(body)
+    if len(folded.skeleton) > ELEMENT_BYTES_MAX:
+        raise TooLarge(
+            f"the body has {len(folded.skeleton)} bytes besides its long strings;"
+            f" at most {ELEMENT_BYTES_MAX} are taken",
+        )
+    if not folded.long_strings:
+        return decode(body, kind)
+    value = folded.unfold(decode(folded.skeleton, object))
+    try:
+        return msgspec.convert(value, kind)
+    except msgspec.ValidationError as error:
+        raise _refusal(error) from None
+    except RecursionError:
+        raise Invalid(f"the body is nested too deeply; at most {DEPTH_MAX} levels") from None
+
+
+@lru_cache(maxsize=256)
+def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
+    return msgspec.json.Decoder(kind)
+
+
+def _refusal(error: msgspec.ValidationError) -> Invalid:
+    """The decoder's complaint with the field's path apart: `type: Expected str, got int`."""
+    text = str(error)
+    field = ""
+    if found := _AT.fullmatch(text):
+        text, field = found[1], found[2]
+    if missing := _MISSING.fullmatch(text):
+        field = f"{field}.{missing[1]}".lstrip(".")
+        return Invalid(f"{field} is required", field=field)
+    text = text.replace("`", "")
+    if field:
+        return Invalid(f"{field}: {_lower(text)}", field=field)
+    return Invalid(f"the body is wrong: {_lower(text)}")
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]

@@ -1,0 +1,192 @@
+"""JSON text taken apart without decoding it, so that no body is decoded in one long call.
+
+Nothing here judges whether a part is valid: each part goes through the decoder afterwards, and
+every loop lets other tasks run after 64 KiB or what costs as much.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from dataclasses import dataclass
+
+import msgspec
+import trio
+
+from swarmd.domain.errors import Invalid, TooLarge
+
+_DEPTH_MAX = 64
+_WINDOW_BYTES = 64 * 1024
+_TOKEN_COST_BYTES = 64
+"""What looking at one bracket or quote costs, in bytes of plain scanning."""
+_SPACE = b" \t\r\n"
+_MARK = "\ufdd0swarmd-long:"
+
+_STRUCTURE = re.compile(rb'["\[\]{}]')
+_STRUCTURE_OR_COMMA = re.compile(rb'["\[\]{},]')
+# Whole characters only: an escape, or a pair of surrogates, is never cut in two.
+_STRING_PART = re.compile(
+    rb'(?:[^"\\]++|\\[^u]|\\u(?![dD][89abAB])....|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)*+', re.DOTALL
+)
+
+
+async def split_array(body: bytes, *, count_max: int, element_bytes_max: int) -> list[bytes]:
+    """The elements of a top-level array, as they were written."""
+    scan = _Scan(body)
+    start = scan.skip_space(0)
+    if body[start : start + 1] != b"[":
+        raise Invalid("the body has to be a JSON array")
+    parts: list[bytes] = []
+    depth, at, begin = 1, start + 1, start + 1
+    while True:
+        at = await scan.find(_STRUCTURE_OR_COMMA if depth == 1 else _STRUCTURE, at)
+        token = body[at]
+        at += 1
+        if token == 0x22:
+            at, _ = await scan.string(at)
+            continue
+        if token in b"[{":
+            depth = _deeper(depth)
+            continue
+        if token != 0x2C:
+            depth -= 1
+            if depth:
+                continue
+        if at - 1 - begin > element_bytes_max + len(_SPACE):
+            raise TooLarge(
+                f"element {len(parts)} has more than {element_bytes_max} bytes",
+                index=len(parts),
+            )
+        part = body[begin : at - 1].strip(_SPACE)
+        if not part and (parts or token == 0x2C):
+            raise Invalid(f"the body is not JSON: element {len(parts)} is missing")
+        if part:
+            if len(parts) == count_max:
+                raise TooLarge(f"the array has more than {count_max} elements", limit=count_max)
+            parts.append(part)
+        begin = at
+        if not depth:
+            break
+    if token != 0x5D or scan.skip_space(at) != len(body):
+        raise Invalid("the body is not JSON: something follows the array")
+    return parts
+
+
+@dataclass(slots=True)
+class Folded:
+    """A text whose long strings were taken out and stand apart, decoded."""
+
+    skeleton: bytes
+    long_strings: list[str]
+
+    def unfold(self, value: object) -> object:
+        """`value`, decoded from the skeleton, with each long string back in its place, once."""
+        left: dict[str, str] = {f"{_MARK}{at}": text for at, text in enumerate(self.long_strings)}
+
+        def put_back(node: object) -> object:
+            if isinstance(node, str):
+                return left.pop(node, node) if node.startswith(_MARK) else node
+            if isinstance(node, list):
+                return [put_back(held) for held in node]
+            if isinstance(node, dict):
+                return {key: put_back(held) for key, held in node.items()}
+            return node
+
+        return put_back(value)
+
+
+async def fold(body: bytes) -> Folded:
+    """Take out each string longer than a window."""
+    scan = _Scan(body)
+    skeleton: list[bytes] = []
+    long_strings: list[str] = []
+    depth, at, kept = 0, 0, 0
+    while (found := await scan.find(_STRUCTURE, at, required=False)) >= 0:
+        token = body[found]
+        at = found + 1
+        if token in b"[{":
+            depth = _deeper(depth)
+        elif token != 0x22:
+            depth -= 1
+        else:
+            at, cuts = await scan.string(at)
+            if at - found > _WINDOW_BYTES:
+                skeleton += (body[kept:found], f'"{_MARK}{len(long_strings)}"'.encode())
+                kept = at
+                long_strings.append(await _decode_string(body, [found + 1, *cuts]))
+    skeleton.append(body[kept:])
+    return Folded(b"".join(skeleton), long_strings)
+
+
+async def _decode_string(body: bytes, cuts: list[int]) -> str:
+    decode = msgspec.json.Decoder(str).decode
+    pieces: list[str] = []
+    for begin, end in itertools.pairwise(cuts):
+        try:
+            pieces.append(decode(b'"%b"' % body[begin:end]))
+        except (msgspec.DecodeError, ValueError):
+            raise Invalid(
+                f"the body is not JSON in UTF-8: a string is malformed near byte {begin}"
+            ) from None
+        await trio.lowlevel.checkpoint()
+    return "".join(pieces)
+
+
+def _deeper(depth: int) -> int:
+    if depth >= _DEPTH_MAX:
+        raise Invalid(f"the body is nested too deeply; at most {_DEPTH_MAX} levels")
+    return depth + 1
+
+
+class _Scan:
+    """Finds quotes and brackets, and yields to other tasks by what that cost."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self._cost = 0
+
+    def skip_space(self, at: int) -> int:
+        body = self._body
+        while at < len(body) and body[at] in _SPACE:
+            at += 1
+            if at > 4096 and body[at - 4096 : at].isspace():
+                raise Invalid("the body is not JSON: thousands of spaces in a row")
+        return at
+
+    async def find(self, what: re.Pattern[bytes], at: int, *, required: bool = True) -> int:
+        body = self._body
+        while at < len(body):
+            found = what.search(body, at, at + _WINDOW_BYTES)
+            reached = found.start() if found else min(at + _WINDOW_BYTES, len(body))
+            await self._pay(reached - at + _TOKEN_COST_BYTES)
+            if found:
+                return reached
+            at = reached
+        if required:
+            raise Invalid("the body is not JSON: it ends in the middle")
+        return -1
+
+    async def string(self, at: int) -> tuple[int, list[int]]:
+        """`at` is behind the opening quote: the place behind the closing one, and the places
+        where the string may be cut, the closing quote the last of them."""
+        body = self._body
+        cuts: list[int] = []
+        while True:
+            found = _STRING_PART.match(body, at, at + _WINDOW_BYTES)
+            end = found.end() if found else at
+            await self._pay(end - at + _TOKEN_COST_BYTES)
+            if body[end : end + 1] == b'"':
+                cuts.append(end)
+                return end + 1, cuts
+            while end > at and end < len(body) and 0x80 <= body[end] < 0xC0:
+                end -= 1  # back to the first byte of a character
+            if end == at or end >= len(body):
+                raise Invalid(f"the body is not JSON: the string at byte {at} is malformed")
+            cuts.append(end)
+            at = end
+
+    async def _pay(self, cost: int) -> None:
+        self._cost += cost
+        if self._cost > _WINDOW_BYTES:
+            self._cost = 0
+            await trio.lowlevel.checkpoint()

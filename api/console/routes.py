@@ -1,0 +1,227 @@
+"""The console's routes: each calls one operation and answers its shape."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+import trio
+
+from api.common.bodies import read_json
+from api.common.streams import shielded, stream_answer
+from api.common.surface import HotRoute, Request, Response, json_answer
+from api.console.shapes import JobIn, JobOut, Json
+from swarmd.cluster.handle import Cluster
+from swarmd.domain.errors import Forbidden, Invalid
+from swarmd.domain.jobs import Job, JobId, JobKind, JobStatus
+from swarmd.ops import blobs, explain, jobs, logs, outputs, swarm, waiting
+from swarmd.ops.jobs import JobFilter
+
+API = "/api/v1"
+SPEC_BODY_BYTES_MAX = 1024 * 1024
+WAIT_S_MAX = 50.0
+LIMIT_MAX = 1000
+
+
+class StopIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    jobs: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Console:
+    """What the routes stand on. `stop` has the daemon end; `settings` is what is in force."""
+
+    cluster: Cluster
+    settings: Callable[[], list[Json]]
+    stop: Callable[[bool], None]
+    admin_key: Callable[[], str | None]
+    blob_bytes_max: int
+
+
+async def health(console: Console, request: Request) -> Response:
+    found = await swarm.health(console.cluster)
+    return json_answer(found, 200 if found.healthy else 503)
+
+
+async def status(console: Console, request: Request) -> Response:
+    return json_answer(await swarm.status(console.cluster))
+
+
+async def nodes(console: Console, request: Request) -> Response:
+    return json_answer({"nodes": (await swarm.status(console.cluster)).nodes})
+
+
+async def submit(console: Console, request: Request) -> Response:
+    asked = await read_json(request, JobIn)
+    job = await shielded(jobs.submit, console.cluster, request.actor, asked.spec())
+    return json_answer(JobOut.of(job, await _names(console)), 201)
+
+
+async def list_jobs(console: Console, request: Request) -> Response:
+    found = await jobs.list_jobs(console.cluster, _filter(request))
+    names = await _names(console)
+    rows = []
+    for number, job in enumerate(found):
+        if number % 50 == 49:
+            await trio.lowlevel.checkpoint()
+        rows.append(JobOut.of(job, names))
+    return json_answer({"jobs": rows})
+
+
+def _filter(request: Request) -> JobFilter:
+    return JobFilter(
+        kind=_one_of(JobKind, "kind", request.arg("kind")),
+        statuses=tuple(
+            found
+            for text in request.query.get("status", [])
+            if (found := _one_of(JobStatus, "status", text)) is not None
+        ),
+        type=request.arg("type"),
+        limit=min(LIMIT_MAX, _number(request, "limit", 100, 1)),
+        offset=_number(request, "offset", 0, 0),
+    )
+
+
+def _one_of(words: Any, name: str, text: str | None) -> Any:
+    if text is None:
+        return None
+    try:
+        return words(text)
+    except ValueError:
+        known = ", ".join(word.value for word in words)
+        raise Invalid(f"{name} must be one of {known}", field=name) from None
+
+
+def _number(request: Request, name: str, default: int, low: int) -> int:
+    text = request.arg(name)
+    if text is None:
+        return default
+    if not (text.isascii() and text.isdigit() and len(text) < 16 and int(text) >= low):
+        raise Invalid(f"{name} must be a whole number from {low} on", field=name)
+    return int(text)
+
+
+async def find(console: Console, request: Request) -> Response:
+    return json_answer(await _whole(console, await jobs.find(console.cluster, _id(request))))
+
+
+async def wait(console: Console, request: Request) -> Response:
+    timeout_s = min(WAIT_S_MAX, float(_number(request, "timeout_s", 30, 0)))
+    job = await waiting.ended(console.cluster, _id(request), timeout_s)
+    return json_answer(await _whole(console, job))
+
+
+async def cancel(console: Console, request: Request) -> Response:
+    job = await shielded(jobs.cancel, console.cluster, request.actor, _id(request))
+    return json_answer(JobOut.of(job, await _names(console)))
+
+
+async def explain_job(console: Console, request: Request) -> Response:
+    return json_answer(await explain.explain(console.cluster, _id(request)))
+
+
+async def read_logs(console: Console, request: Request) -> Response:
+    job = await jobs.find(console.cluster, _id(request))
+    stream = request.arg("stream") or "both"
+    if stream not in ("stdout", "stderr", "both"):
+        raise Invalid("stream must be stdout, stderr or both", field="stream")
+    follow = (request.arg("follow") or "0").lower() in ("1", "true", "yes")
+    return stream_answer(
+        logs.lines(console.cluster, job.id, stream, follow=follow),  # type: ignore[arg-type]
+        headers=(("X-Content-Type-Options", "nosniff"),),
+    )
+
+
+async def put_blob(console: Console, request: Request) -> Response:
+    info = await blobs.put(
+        console.cluster, request.actor, request.chunks(),
+        expected_sha256=request.header(b"x-sha256"),
+    )  # fmt: skip
+    return json_answer(info, 201)
+
+
+async def get_blob(console: Console, request: Request) -> Response:
+    chunks = blobs.read(console.cluster, request.params["sha256"])
+    return stream_answer(chunks, content_type="application/octet-stream")
+
+
+async def show_config(console: Console, request: Request) -> Response:
+    return json_answer({"settings": console.settings()})
+
+
+async def admin_key(console: Console, request: Request) -> Response:
+    _local_only(request)
+    return json_answer({"admin_key": console.admin_key()})
+
+
+async def stop(console: Console, request: Request) -> Response:
+    _local_only(request)
+    asked = await read_json(request, StopIn)
+    console.stop(asked.jobs)
+    return json_answer({"stopping": True, "jobs": asked.jobs}, 202)
+
+
+def _local_only(request: Request) -> None:
+    if request.actor.name != "local":
+        raise Forbidden("this is answered on the node's own socket alone; use the command line")
+
+
+def _id(request: Request) -> JobId:
+    return JobId(request.params["id"][:256])
+
+
+async def _whole(console: Console, job: Job) -> JobOut:
+    texts = None
+    if job.result is not None:
+        texts = (
+            await outputs.output_text(console.cluster, job.result.stdout),
+            await outputs.output_text(console.cluster, job.result.stderr),
+        )
+    return JobOut.of(job, await _names(console), texts)
+
+
+async def _names(console: Console) -> dict[str, str]:
+    return await swarm.node_names(console.cluster)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    method: str
+    template: str
+    answer: Callable[[Console, Request], Awaitable[Response]]
+    body_bytes_max: int | None = None
+
+
+ROUTES = (
+    Route("GET", f"{API}/health", health),
+    Route("GET", f"{API}/status", status),
+    Route("GET", f"{API}/nodes", nodes),
+    Route("GET", f"{API}/jobs", list_jobs),
+    Route("POST", f"{API}/jobs", submit, SPEC_BODY_BYTES_MAX),
+    Route("GET", f"{API}/jobs/{{id}}", find),
+    Route("GET", f"{API}/jobs/{{id}}/logs", read_logs),
+    Route("GET", f"{API}/jobs/{{id}}/wait", wait),
+    Route("GET", f"{API}/jobs/{{id}}/explain", explain_job),
+    Route("POST", f"{API}/jobs/{{id}}/cancel", cancel),
+    Route("GET", f"{API}/blobs/{{sha256}}", get_blob),
+    Route("GET", f"{API}/config", show_config),
+    Route("GET", f"{API}/admin-key", admin_key),
+    Route("POST", f"{API}/stop", stop),
+)
+
+
+def hot_routes(console: Console) -> tuple[HotRoute, ...]:
+    def bound(route: Route) -> Callable[[Request], Awaitable[Response]]:
+        return lambda request: route.answer(console, request)
+
+    upload = HotRoute(
+        "PUT", f"{API}/blobs", lambda request: put_blob(console, request),
+        console.blob_bytes_max, timeout_s=None,
+    )  # fmt: skip
+    return (
+        upload,
+        *(HotRoute(r.method, r.template, bound(r), r.body_bytes_max) for r in ROUTES),
+    )
+

@@ -1,0 +1,1 @@
+"""The job queue dialect: translation between its documented words and the swarm's operations."""

@@ -1,0 +1,1 @@
+"""What every node does: runs attempts, keeps their logs, holds blobs."""

@@ -1,0 +1,436 @@
+"""Attempts that this node holds: taken up from the feed, run by the runner, reported to the swarm.
+
+An attempt is started once. Its end is acknowledged to the runner only when the swarm has it, so
+that neither a crash of this daemon nor one of the swarm's loses or repeats it."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from swarmd.agent.binaries import Binaries
+from swarmd.agent.launch import Account, error_of, find_program, order_of, status_of
+from swarmd.agent.logs import STREAMS, AttemptLogs
+from swarmd.agent.output import cut_file
+from swarmd.cluster.feed import FellBehind
+from swarmd.cluster.handle import Cluster
+from swarmd.domain.actors import Actor
+from swarmd.domain.errors import Busy, SwarmError
+from swarmd.domain.events import AttemptStopped, BlobsDropped, Event, JobAssigned
+from swarmd.domain.jobs import (
+    INLINE_BYTES_MAX,
+    AttemptId,
+    AttemptStatus,
+    Fetch,
+    Output,
+    Result,
+)
+from swarmd.drivers.process import Ended, RunnerClient, Started
+from swarmd.state.commands import AddBlob, AttemptReport, ReportAttempts
+from swarmd.state.queries import Duty, ListDuties
+
+log = logging.getLogger(__name__)
+
+REPORTS_MAX = 100
+LINGER_S = 0.01
+"""While more work waits here, reports are gathered this long: nobody waits for the slot."""
+
+
+@dataclass(frozen=True)
+class AttemptsSettings:
+    slots: int
+    account: Account
+    grace_s: float
+    log_bytes_max: int
+    logs_total_bytes_max: int
+
+
+@dataclass(slots=True)
+class _Held:
+    """An attempt of ours, from its assignment until the swarm has its end."""
+
+    duty: Duty
+    started_at: float | None = None
+    """In Trio's time."""
+    program: Path | None = None
+    """A cached binary, pinned."""
+    running: bool = False
+    stopping: bool = False
+    """Taken back: its end is for the runner alone."""
+
+
+@dataclass(slots=True)
+class _Report:
+    attempt_id: AttemptId
+    started_at: float | None = None
+    ended_at: float | None = None
+    status: AttemptStatus | None = None
+    result: Result | None = None
+    acknowledge: bool = False
+    released: trio.Event = field(default_factory=trio.Event)
+
+
+class Attempts:
+    def __init__(self, cluster: Cluster, runner: RunnerClient, binaries: Binaries,
+                 root: Path, settings: AttemptsSettings, links: bool) -> None:  # fmt: skip
+        self._cluster = cluster
+        self._runner = runner
+        self._binaries = binaries
+        self._settings = settings
+        self._links = links
+        """The account cannot pass through the data directory: programs are linked beside jobs."""
+        self._actor = Actor(cluster.node.name, "agent")
+        self._held: dict[AttemptId, _Held] = {}
+        self._waiting: deque[AttemptId] = deque()
+        self._reports: dict[AttemptId, _Report] = {}
+        self._report_wanted = trio.Event()
+        self._slot_free = trio.Event()
+        self.logs = AttemptLogs(root, self._is_running)
+
+    @property
+    def busy(self) -> int:
+        return sum(held.running for held in self._held.values())
+
+    def _is_running(self, attempt_id: AttemptId) -> bool:
+        return attempt_id in self._held
+
+    # What the swarm wants of us.
+
+    async def follow(self, nursery: trio.Nursery) -> None:
+        me = self._cluster.node.id
+
+        def wants(event: Event) -> bool:
+            body = event.body
+            if isinstance(body, JobAssigned | AttemptStopped):
+                return body.node_id == me
+            return isinstance(body, BlobsDropped)
+
+        while True:
+            try:
+                async with self._cluster.watch(wants=wants) as events:
+                    await self._take_up(None)
+                    async for event in events:
+                        await self._heed([event, *events.take_waiting()])
+            except FellBehind:
+                continue  # what was missed is in the duties that are read anew
+
+    async def _heed(self, events: list[Event]) -> None:
+        given: list[AttemptId] = []
+        for event in events:
+            body = event.body
+            if isinstance(body, JobAssigned):
+                if body.attempt_id not in self._held:
+                    given.append(body.attempt_id)
+            elif isinstance(body, AttemptStopped):
+                await self._take_up(given)
+                given = []
+                await self._stop(body.attempt_id)
+        await self._take_up(given)
+
+    async def _take_up(self, only: list[AttemptId] | None) -> None:
+        """Hold what the swarm says is ours. With None, all of it, and let go of the rest."""
+        if only == []:
+            return
+        wanted = None if only is None else tuple(only)
+        duties = await self._cluster.read(ListDuties(self._cluster.node.id, wanted))
+        for duty in duties:
+            if duty.attempt.id not in self._held:
+                self._held[duty.attempt.id] = _Held(duty)
+                self._waiting.append(duty.attempt.id)
+        if only is None:
+            ours = {duty.attempt.id for duty in duties}
+            for attempt_id in [i for i in self._held if i not in ours | set(self._reports)]:
+                await self._stop(attempt_id)
+        self._slot_free.set()
+
+    async def _stop(self, attempt_id: AttemptId) -> None:
+        held = self._held.get(attempt_id)
+        if held is None or held.stopping:
+            return
+        if attempt_id in self._waiting:
+            self._waiting.remove(attempt_id)
+            self._let_go(attempt_id)
+            return
+        held.stopping = True
+        if held.running:
+            await self._runner.stop([attempt_id], grace_s=self._settings.grace_s)
+
+    # What the runner had when this daemon came back.
+
+    async def adopt(self) -> None:
+        """Take back what the runner still runs, or has ended without anyone hearing of it."""
+        duties = await self._cluster.read(ListDuties(self._cluster.node.id))
+        by_id = {duty.attempt.id: duty for duty in duties}
+        standings = {AttemptId(s.id): s for s in await self._runner.list()}
+        now = trio.current_time()
+        for attempt_id, duty in by_id.items():
+            held = self._held[attempt_id] = _Held(duty)
+            if attempt_id in standings:
+                held.running = True
+                held.started_at = now - standings[attempt_id].age_s
+                self._repin(held)
+            elif duty.attempt.status is AttemptStatus.RUNNING:
+                self._report_end(attempt_id, AttemptStatus.LOST,
+                                 Result(error="the runner on the node went away with it"))  # fmt: skip
+            else:
+                self._waiting.append(attempt_id)
+        stale = [i for i in standings if i not in by_id]
+        for attempt_id in stale:
+            log.warning("an attempt that is no longer ours is stopped",
+                        extra={"attempt_id": attempt_id})  # fmt: skip
+        if stale:
+            await self._runner.stop(stale, grace_s=0)
+        if by_id or standings:
+            log.info("attempts taken back",
+                     extra={"running": len(standings) - len(stale), "waiting": len(self._waiting)})  # fmt: skip
+
+    def _repin(self, held: _Held) -> None:
+        source = held.duty.spec.source
+        if isinstance(source, Fetch) and not self._links and self._binaries.has(source):
+            held.program = self._binaries.path(source)
+            self._binaries.hold(held.program)
+
+    # Starting.
+
+    async def launch(self, nursery: trio.Nursery) -> None:
+        while True:
+            batch: list[_Held] = []
+            while self._waiting and self.busy < self._settings.slots:
+                held = self._held[self._waiting.popleft()]
+                held.running = True  # it has its slot from here on
+                source = held.duty.spec.source
+                if isinstance(source, Fetch) and not self._binaries.has(source):
+                    nursery.start_soon(self._start, [held])  # a fetch holds up nobody else
+                else:
+                    batch.append(held)
+            if batch:
+                await self._start(batch)
+                continue
+            self._slot_free = trio.Event()
+            await self._slot_free.wait()
+
+    async def _start(self, batch: list[_Held]) -> None:
+        fetches = [h for h in batch if isinstance(h.duty.spec.source, Fetch)]
+        programs = await self._binaries.obtain_many(
+            [h.duty.spec.source for h in fetches]  # type: ignore[misc]
+        )
+        for held, program in zip(fetches, programs, strict=True):
+            if isinstance(program, SwarmError):
+                self._refuse(held, program.message)
+            else:
+                held.program = program
+        orders = []
+        for held in batch:
+            if not held.running:
+                continue
+            if held.stopping:
+                self._let_go(held.duty.attempt.id)
+                continue
+            try:
+                orders.append(self._order(held))
+            except (SwarmError, OSError) as error:
+                self._refuse(held, error.message if isinstance(error, SwarmError) else str(error))
+        if orders:
+            await self._runner.start(orders)
+
+    def _order(self, held: _Held):  # type: ignore[no-untyped-def]
+        spec, attempt_id = held.duty.spec, held.duty.attempt.id
+        directory = self.logs.directory(attempt_id)
+        if held.program is None:
+            program = find_program(spec, spec.env.get("PATH", JOB_PATH))
+        elif self._links:
+            directory.mkdir(mode=0o711, exist_ok=True)
+            with suppress(FileExistsError):
+                (directory / "program").hardlink_to(held.program)
+            program = "../program"
+        else:
+            program = str(held.program)
+        settings = self._settings
+        return order_of(
+            held.duty, program, directory, settings.account, grace_s=settings.grace_s,
+            log_bytes_max=settings.log_bytes_max,
+        )  # fmt: skip
+
+    def _refuse(self, held: _Held, message: str) -> None:
+        held.running = False
+        self._report_end(held.duty.attempt.id, AttemptStatus.FAILED, Result(error=message))
+
+    # What the runner says.
+
+    async def hear(self) -> None:
+        async for batch in self._runner.events():
+            await self._hear(batch)
+
+    async def _hear(self, batch: Iterable[Started | Ended]) -> None:
+        now = trio.current_time()
+        freed = False
+        for said in batch:
+            attempt_id = AttemptId(said.id)
+            held = self._held.get(attempt_id)
+            if held is None:
+                if isinstance(said, Ended):
+                    await self._runner.ack([attempt_id])
+                continue
+            if isinstance(said, Started):
+                held.started_at = now - said.age_s
+                if not held.stopping:
+                    self._report(_Report(attempt_id, started_at=held.started_at))
+                continue
+            freed = True
+            held.running = False
+            if said.started_age_s is not None:
+                held.started_at = now - said.started_age_s
+            if held.stopping:
+                await self._runner.ack([attempt_id])
+                self._let_go(attempt_id)
+                continue
+            result = await self._result(held.duty, said)
+            report = self._report_end(attempt_id, status_of(said), result)
+            report.ended_at = now - said.ended_age_s
+            report.acknowledge = True
+        if freed:
+            self._slot_free.set()
+
+    async def _result(self, duty: Duty, ended: Ended) -> Result:
+        directory = self.logs.directory(duty.attempt.id)
+        outputs = [
+            await self._output(directory / stream, ended.cuts.get(stream)) for stream in STREAMS
+        ]
+        return Result(
+            exit_code=ended.exit_code,
+            error=error_of(ended, duty.spec),
+            stdout=outputs[0],
+            stderr=outputs[1],
+            notes=tuple(ended.notes),
+        )
+
+    async def _output(self, path: Path, hole: tuple[int, int] | None) -> Output:
+        try:
+            size = path.stat().st_size
+        except OSError:
+            return Output()
+        if size == 0:
+            return Output()
+        if size <= INLINE_BYTES_MAX and hole is None:
+            data = path.read_bytes()[:INLINE_BYTES_MAX]
+            return Output(inline=data, size=len(data))
+        data = await trio.to_thread.run_sync(lambda: cut_file(path, cut=hole))
+        if len(data) <= INLINE_BYTES_MAX:
+            return Output(inline=data, size=len(data))
+        try:
+            info = await self._cluster.blobs.put_bytes(data)
+        except SwarmError as refusal:
+            # The job's end must not be lost because its output finds no room.
+            note = f"\n[the output could not be stored: {refusal.message}]\n".encode()
+            kept = data[: INLINE_BYTES_MAX - len(note)] + note
+            return Output(inline=kept, size=len(kept))
+        command = AddBlob(info.sha256, info.size_bytes, self._cluster.node.id)
+        await self._patiently(command)
+        return Output(blob=info.sha256, size=len(data))
+
+    async def _patiently(self, command):  # type: ignore[no-untyped-def]
+        """Propose, and again for as long as the swarm is too busy."""
+        while True:
+            try:
+                return await self._cluster.propose(command, self._actor)
+            except Busy as busy:
+                await trio.sleep(busy.retry_after_s)
+
+    # Reporting.
+
+    def _report_end(self, attempt_id: AttemptId, status: AttemptStatus, result: Result) -> _Report:
+        held = self._held[attempt_id]
+        report = _Report(attempt_id, started_at=held.started_at, status=status, result=result,
+                         ended_at=trio.current_time())  # fmt: skip
+        self._report(report)
+        return report
+
+    def _report(self, report: _Report) -> None:
+        self._reports[report.attempt_id] = report  # an end takes the place of a start
+        self._report_wanted.set()
+
+    async def report(self) -> None:
+        while True:
+            await self._report_wanted.wait()
+            if self._waiting:
+                await trio.sleep(LINGER_S)
+            self._report_wanted = trio.Event()
+            while self._reports:
+                batch = [self._reports.pop(i) for i in list(self._reports)[:REPORTS_MAX]]
+                await self._send(batch)
+
+    async def _send(self, batch: list[_Report]) -> None:
+        now = trio.current_time()
+        reports = tuple(
+            AttemptReport(r.attempt_id, _age_ms(now, r.started_at), _age_ms(now, r.ended_at),
+                          r.status, r.result)
+            for r in batch
+        )  # fmt: skip
+        await self._patiently(ReportAttempts(self._cluster.node.id, reports))
+        ends = [r for r in batch if r.status is not None]
+        acknowledged = [r.attempt_id for r in ends if r.acknowledge]
+        if acknowledged:
+            await self._runner.ack(acknowledged)
+        for report in ends:
+            self._let_go(report.attempt_id)
+
+    def _let_go(self, attempt_id: AttemptId) -> None:
+        held = self._held.pop(attempt_id, None)
+        if held is None:
+            return
+        if held.program is not None:
+            self._binaries.release(held.program)
+        self.logs.ended(attempt_id)
+        _tidy(self.logs.directory(attempt_id))
+        self._slot_free.set()
+
+    # Keeping the disk.
+
+    async def keep_tidy(self) -> None:
+        while True:
+            keep = frozenset(self._held)
+            bytes_max = self._settings.logs_total_bytes_max
+            await trio.to_thread.run_sync(self.logs.forget_oldest, bytes_max, keep)
+            await trio.sleep(60)
+
+
+def _age_ms(now: float, at: float | None) -> int | None:
+    return None if at is None else max(0, int((now - at) * 1000))
+
+
+def _tidy(directory: Path) -> None:
+    """The working directory goes with its attempt; logs stay, unless there is nothing in them."""
+    with suppress(OSError):
+        (directory / "program").unlink()
+    try:
+        (directory / "work").rmdir()
+    except FileNotFoundError:
+        pass
+    except OSError:
+        shutil.rmtree(directory / "work", ignore_errors=True)
+    with suppress(OSError):
+        if not any((directory / stream).stat().st_size for stream in STREAMS):
+            for stream in STREAMS:
+                (directory / stream).unlink()
+            directory.rmdir()
+
+
+@asynccontextmanager
+async def open_attempts(attempts: Attempts) -> AsyncIterator[Attempts]:
+    """Run what this node is given. Leaving it leaves jobs to the runner."""
+    async with trio.open_nursery() as nursery:
+        await attempts.adopt()
+        nursery.start_soon(attempts.hear)
+        nursery.start_soon(attempts.report)
+        nursery.start_soon(attempts.launch, nursery)
+        nursery.start_soon(attempts.follow, nursery)
+        nursery.start_soon(attempts.keep_tidy)
+        yield attempts
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,1 @@
+"""The handle through which everything above reaches the swarm: propose, read, watch, ask."""

@@ -1,0 +1,166 @@
+"""Configuration: one frozen Config of frozen sections; each value remembers where it came from.
+
+A section's field is the whole truth about a setting: its key, type, default, bounds and words.
+No component takes the Config: the daemon gives each its own section.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+
+def setting(
+    default: Any,
+    words: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    secret: bool = False,
+    kind: str = "",
+) -> Any:
+    """A field and what is known of it; a default that can be called makes the default.
+
+    `kind` names a stricter reading, see config_sources.
+    """
+    facts = {"words": words, "low": low, "high": high, "choices": choices, "secret": secret,
+             "kind": kind}  # fmt: skip
+    if callable(default):
+        return field(default_factory=default, metadata=facts)
+    return field(default=default, metadata=facts)
+
+
+KIB, MIB, GIB = 1024, 1024**2, 1024**3
+FILLED_IN = Path("/var/lib/swarmd")
+"""What root has; config_sources finds the place for anyone else."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSection:
+    name: str = setting("", "the node's name; the host's where none is given", kind="name")
+    data_dir: Path = setting(FILLED_IN, "everything this node keeps; only its user may enter")
+    bind: tuple[str, ...] = setting(
+        ("127.0.0.1",), "addresses that every surface listens at", kind="ip"
+    )
+    advertise: str | None = setting(
+        None, "HOST[:PORT] at which others reach this node", kind="host-port"
+    )
+    labels: Mapping[str, str] = setting(dict, "NAME=VALUE pairs that constraints can ask for")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SurfaceSection:
+    port: int = setting(0, "its TCP port; 0 takes any that is free", low=0, high=65535)
+    enabled: bool = setting(True, "serve it at all")
+    bind: tuple[str, ...] = setting((), "addresses of its own, in place of node.bind", kind="ip")
+    open: bool = setting(False, "ask for no credential, not even off loopback")
+    hosts: tuple[str, ...] = setting(
+        (), "further names that a request's Host may have", kind="host"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SurfacesSection:
+    jobqueue: SurfaceSection = SurfaceSection(port=8080)
+    console: SurfaceSection = SurfaceSection(port=8470)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HttpSection:
+    """The bounds of api.common.limits that an operator may move, by their names there."""
+
+    request_line_bytes_max: int = setting(8 * KIB, "a request's first line", low=KIB)
+    header_bytes_max: int = setting(16 * KIB, "a request's line and headers together", low=KIB)
+    headers_max: int = setting(100, "headers of a request", low=10, high=10_000)
+    header_timeout_s: float = setting(10.0, "for a request's headers to arrive", low=0.1)
+    body_bytes_max: int = setting(
+        4 * MIB, "a request's body, where a route sets no bound of its own", low=16 * KIB, high=GIB
+    )
+    body_timeout_s: float = setting(60.0, "what a client may keep a body waiting", low=0.1)
+    body_bytes_per_s_min: int = setting(
+        16 * KIB, "so many bytes of a body earn one more second", low=1
+    )
+    idle_timeout_s: float = setting(75.0, "between two requests on a connection", low=0.1)
+    write_stall_timeout_s: float = setting(30.0, "to take 64 KiB of an answer", low=0.1)
+    handler_timeout_s: float = setting(60.0, "for an answer that is no stream", low=1.0)
+    connections_max: int = setting(1000, "open connections in all", low=1, high=100_000)
+    connections_per_surface_max: int = setting(
+        800, "open connections of one surface", low=1, high=100_000
+    )
+    requests_max: int = setting(256, "requests in work at once; one more gets 503", low=1)
+    streams_max: int = setting(256, "followed logs and WebSockets open at once", low=1)
+    keep_alive_requests_max: int = setting(100_000, "requests of one connection", low=1)
+    websocket_message_bytes_max: int = setting(MIB, "a WebSocket message", low=KIB)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobsSection:
+    executor: bool = setting(True, "run jobs on this node")
+    slots: int | None = setting(None, "jobs at once; as many as cpus where none is given",
+                                low=1, high=10_000)  # fmt: skip
+    user: str | None = setting(
+        None, "the account that jobs run as, when the daemon is root; nobody where none is given"
+    )
+    cpus: float | None = setting(None, "cpus on offer; all where none is given", low=0.01)
+    memory_bytes: int | None = setting(None, "memory on offer; all where none is given", low=MIB)
+    gpus: int | None = setting(None, "GPUs on offer; all where none is given", low=0, high=1024)
+    grace_s: float = setting(10.0, "between SIGTERM and SIGKILL to a job", low=0.0, high=3600.0)
+    keep_s: float = setting(48 * 3600.0, "how long an ended job's log stays", low=0.0)
+    log_bytes_max: int = setting(64 * MIB, "a job's stdout, and its stderr, on disk", low=64 * KIB)
+    logs_total_bytes_max: int = setting(10 * GIB, "all jobs' logs on disk", low=MIB)
+    cache_bytes_max: int = setting(400_000_000, "cached executables on disk", low=MIB)
+    blob_bytes_max: int = setting(4 * GIB, "one blob", low=MIB)
+    blobs_total_bytes_max: int = setting(64 * GIB, "all blobs on disk", low=MIB)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DownloadsSection:
+    """What drivers.http allows the servers that it fetches from, by the names there."""
+
+    connect_timeout_s: float = setting(10.0, "for a server to accept", low=0.1)
+    stall_timeout_s: float = setting(30.0, "for the next bytes of an answer", low=0.1)
+    redirects_max: int = setting(5, "redirects to follow", low=0, high=20)
+    ca_file: str | None = setting(
+        None, "certificates (PEM) to trust beside the system's own", kind="file"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StoreSection:
+    events_keep: int = setting(200_000, "events kept for those who resume", low=1000)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SecuritySection:
+    admin_key: str | None = setting(
+        None, "the key that protected surfaces ask for; one is made where none is given",
+        secret=True, kind="key",
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSection:
+    level: str = setting("info", "what is told", choices=("debug", "info", "warning", "error"))
+    format: str = setting("text", "how it is told", choices=("text", "json"))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    node: NodeSection = NodeSection()
+    surfaces: SurfacesSection = SurfacesSection()
+    http: HttpSection = HttpSection()
+    jobs: JobsSection = JobsSection()
+    downloads: DownloadsSection = DownloadsSection()
+    store: StoreSection = StoreSection()
+    security: SecuritySection = field(default=SecuritySection(), repr=False)
+    log: LogSection = LogSection()
+    file: Path | None = None
+    """The file that was read, if any."""
+    origins: Mapping[str, str] = field(default_factory=dict, repr=False, compare=False)
+    """Where each setting's value came from, by its dotted path."""
+
+
+SECTIONS = tuple(f.name for f in fields(Config) if f.name not in ("file", "origins"))

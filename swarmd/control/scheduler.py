@@ -1,0 +1,142 @@
+"""The scheduler: woken by the feed, it places what is ready. `Pace` decides how far ahead."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+
+import trio
+
+from swarmd.cluster.feed import FellBehind
+from swarmd.cluster.handle import Cluster
+from swarmd.control.placement import plan
+from swarmd.domain.actors import SYSTEM
+from swarmd.domain.errors import Busy, Conflict
+from swarmd.domain.events import (
+    AttemptStopped,
+    Event,
+    JobAssigned,
+    JobEnded,
+    JobReady,
+    JobRequeued,
+    JobRetrying,
+    JobSubmitted,
+    NodeChanged,
+)
+from swarmd.domain.jobs import AttemptId, NodeId
+from swarmd.state.commands import AssignJobs
+from swarmd.state.queries import ListNodes, PlacementView, ViewPlacement
+
+log = logging.getLogger(__name__)
+
+AHEAD_MAX = 64
+AHEAD_S = 0.1
+"""A node may hold, beyond its slots, what it has lately ended within this time."""
+RATE_WINDOW_S = 0.5
+ASSIGNMENTS_MAX = 200
+_WAKES = (JobSubmitted, JobReady, JobRequeued, JobRetrying, JobEnded, AttemptStopped, NodeChanged)
+
+
+class Pace:
+    """What each node holds and how fast it ends it, from the events alone."""
+
+    def __init__(self) -> None:
+        self._holder: dict[AttemptId, NodeId] = {}
+        self._ends: dict[NodeId, deque[float]] = {}
+        self.held: dict[NodeId, int] = {}
+        self.slots: dict[NodeId, int] = {}
+        self._known_seq = 0
+
+    def start_from(self, view: PlacementView) -> None:
+        """What is held is counted anew from the state whenever it is read; events that it has
+        in it already are not counted again."""
+        self._known_seq = view.event_seq
+        self.slots = {node.id: node.capacity.slots for node in view.nodes}
+        self.held = {node.id: view.used[node.id].slots for node in view.nodes}
+
+    def note(self, event: Event, now: float) -> None:
+        match event.body:
+            case JobAssigned(attempt_id=attempt_id, node_id=node_id, external=False):
+                self._holder[attempt_id] = node_id
+                self._hold(node_id, 1, event.seq)
+            case (
+                JobEnded(attempt_id=int(attempt_id))
+                | JobRequeued(attempt_id=attempt_id)
+                | JobRetrying(attempt_id=attempt_id)
+            ):
+                node_id = self._holder.pop(attempt_id, None)
+                if node_id is not None:
+                    self._hold(node_id, -1, event.seq)
+                    self._ends.setdefault(node_id, deque(maxlen=1024)).append(now)
+
+    def _hold(self, node_id: NodeId, delta: int, seq: int) -> None:
+        if seq > self._known_seq:
+            self.held[node_id] = max(0, self.held.get(node_id, 0) + delta)
+
+    def ahead(self, now: float) -> dict[NodeId, int]:
+        far: dict[NodeId, int] = {}
+        for node_id, ends in self._ends.items():
+            while ends and ends[0] < now - RATE_WINDOW_S:
+                ends.popleft()
+            far[node_id] = min(AHEAD_MAX, int(len(ends) / RATE_WINDOW_S * AHEAD_S))
+        return far
+
+    def wants_work(self, now: float) -> bool:
+        """Whether some node has an idle slot, or has used up half of what it holds ahead: so a
+        busy node is given several at once rather than one at a time."""
+        far = self.ahead(now)
+        return any(
+            self.held.get(node_id, 0) < slots + (far.get(node_id, 0) + 1) // 2
+            for node_id, slots in self.slots.items()
+        )
+
+
+async def schedule(cluster: Cluster, term: int) -> None:
+    """Runs until it is cancelled, or until the term is over."""
+    pace = Pace()
+    after: int | None = None
+    while True:
+        try:
+            async with cluster.watch(after=after) as events:
+                await _place_all(cluster, term, pace)
+                async for event in events:
+                    woken = _note(pace, event)
+                    for more in events.take_waiting():
+                        woken |= _note(pace, more)
+                    if woken and pace.wants_work(trio.current_time()):
+                        await _place_all(cluster, term, pace)
+        except FellBehind:
+            after = None  # what was missed is in the state that is read next
+
+
+def _note(pace: Pace, event: Event) -> bool:
+    pace.note(event, trio.current_time())
+    return isinstance(event.body, _WAKES)
+
+
+async def _place_all(cluster: Cluster, term: int, pace: Pace) -> None:
+    """Place until nothing more fits."""
+    while True:
+        far = pace.ahead(trio.current_time())
+        nodes = await cluster.read(ListNodes())
+        room = sum(node.capacity.slots + far.get(node.id, 0) for node in nodes)
+        if not room:
+            pace.slots = {}
+            return
+        view = await cluster.read(ViewPlacement(min(room, ASSIGNMENTS_MAX)))
+        pace.start_from(view)
+        assignments = plan(view, far)
+        if not assignments:
+            return
+        try:
+            given = await cluster.propose(
+                AssignJobs(tuple(assignments[:ASSIGNMENTS_MAX]), term), SYSTEM
+            )
+        except Busy as busy:
+            await trio.sleep(busy.retry_after_s)
+            continue
+        except Conflict:
+            return  # deposed: the nursery of the term is about to end
+        log.debug("jobs placed", extra={"planned": len(assignments), "given": given})
+        if given < ASSIGNMENTS_MAX:
+            return

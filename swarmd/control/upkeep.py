@@ -1,0 +1,126 @@
+"""Upkeep of the queue: what is due by time, or follows from what ended.
+
+Every command here is bounded, and proposed again while there is more to do."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import trio
+
+from swarmd.cluster.feed import FellBehind
+from swarmd.cluster.handle import Cluster
+from swarmd.control.presence import Presence
+from swarmd.domain.actors import SYSTEM
+from swarmd.domain.errors import Busy, Conflict
+from swarmd.domain.events import JobEnded, JobRetrying
+from swarmd.state.commands import (
+    DropBlobs,
+    ExpireAttempts,
+    PruneEvents,
+    PruneJobs,
+    SettleDependents,
+    WakeJobs,
+)
+from swarmd.state.queries import GetStanding, ListClaims
+
+log = logging.getLogger(__name__)
+
+EXPIRE_EVERY_S = 5.0
+PRUNE_EVERY_S = 60.0
+BLOB_IDLE_MS = 3600_000
+_PER_ENTRY = 100
+
+
+@dataclass(frozen=True)
+class UpkeepSettings:
+    keep_s: float = 48 * 3600.0
+    """How long jobs that ended are remembered."""
+    events_keep: int = 200_000
+
+
+async def settle_and_wake(cluster: Cluster, term: int) -> None:
+    """Carry ends to dependents, and make jobs ready whose backoff is over."""
+    while True:
+        try:
+            async with cluster.watch(wants=_matters) as events:
+                while True:
+                    standing = await cluster.read(GetStanding())
+                    if standing.unsettled:
+                        await cluster.propose(SettleDependents(_PER_ENTRY, term), SYSTEM)
+                        continue
+                    wait_s = float("inf")
+                    if standing.delayed_until is not None:
+                        wait_s = (standing.delayed_until - cluster.now_ms()) / 1000
+                        if wait_s <= 0:
+                            await cluster.propose(WakeJobs(_PER_ENTRY, term), SYSTEM)
+                            continue
+                    with trio.move_on_after(wait_s):
+                        await anext(events)
+                    events.take_waiting()
+        except FellBehind:
+            continue
+        except Busy as busy:
+            await trio.sleep(busy.retry_after_s)
+
+
+def _matters(event: object) -> bool:
+    body = getattr(event, "body", None)
+    return isinstance(body, JobRetrying) or (isinstance(body, JobEnded) and body.dependents)
+
+
+async def expire(cluster: Cluster, term: int, presence: Presence) -> None:
+    """Take work back from executors that fell silent, and end what took too long."""
+    while True:
+        claims = await cluster.read(ListClaims())
+        silent = presence.silent(claims)
+        now = cluster.now_ms()
+        overdue = tuple(c.attempt_id for c in claims if c.deadline_at and c.deadline_at <= now)
+        if silent or overdue:
+            command = ExpireAttempts(silent[:_PER_ENTRY], overdue[:_PER_ENTRY], term)
+            expired = await cluster.propose(command, SYSTEM)
+            log.info("attempts expired", extra={"expired": expired})
+            if len(silent) > _PER_ENTRY or len(overdue) > _PER_ENTRY:
+                continue
+        await trio.sleep(EXPIRE_EVERY_S)
+
+
+async def listen(cluster: Cluster, presence: Presence) -> None:
+    """Feed claims to the presence; what was missed is granted its silence anew."""
+    while True:
+        try:
+            async with cluster.watch() as events:
+                async for event in events:
+                    presence.note(event)
+        except FellBehind:
+            continue
+
+
+async def prune(cluster: Cluster, term: int, settings: UpkeepSettings) -> None:
+    while True:
+        before = cluster.now_ms() - int(settings.keep_s * 1000)
+        idle_before = cluster.now_ms() - BLOB_IDLE_MS
+        await _until_few(lambda: cluster.propose(PruneJobs(before, _PER_ENTRY, term), SYSTEM))
+        await _until_few(
+            lambda: cluster.propose(
+                PruneEvents(settings.events_keep, 10 * _PER_ENTRY, term), SYSTEM
+            )
+        )
+        await _until_few(
+            lambda: _count(cluster.propose(DropBlobs(idle_before, _PER_ENTRY, term), SYSTEM))
+        )
+        await trio.sleep(PRUNE_EVERY_S)
+
+
+async def _count(names: Awaitable[tuple[str, ...]]) -> int:
+    return len(await names)
+
+
+async def _until_few(step: Callable[[], Awaitable[int]]) -> None:
+    try:
+        while await step() >= _PER_ENTRY:
+            await trio.lowlevel.checkpoint()
+    except (Busy, Conflict) as refusal:
+        log.debug("pruning puts off", extra={"reason": refusal.message})

@@ -1,0 +1,307 @@
+"""The composition root: every part of a node, nested. Nesting is the order in which they stop."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import platform
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+import trio
+
+from api.common.limits import HttpLimits
+from api.common.serve import open_surfaces
+from api.common.surface import Access, Surface
+from api.console import app as console
+from api.console.routes import Console
+from api.jobqueue import app as jobqueue
+from swarmd import __version__
+from swarmd.agent.attempts import Attempts, AttemptsSettings, open_attempts
+from swarmd.agent.binaries import Binaries
+from swarmd.agent.blobs import BlobStore
+from swarmd.agent.keeping import NodeBlobs, drop_unneeded
+from swarmd.agent.launch import find_account, reachable
+from swarmd.agent.logs import AttemptLogs
+from swarmd.cluster.asks import ReadLog
+from swarmd.cluster.local import LocalCluster, open_local
+from swarmd.config import Config, SurfaceSection
+from swarmd.control.term import open_term
+from swarmd.control.upkeep import UpkeepSettings
+from swarmd.domain.actors import SYSTEM
+from swarmd.domain.errors import Conflict, SwarmError, Unavailable
+from swarmd.domain.jobs import NodeId
+from swarmd.domain.nodes import Capacity, Node
+from swarmd.drivers.gpu import list_gpus
+from swarmd.drivers.process import RunnerClient, RunnerSettings, open_runner
+from swarmd.notify import notify
+from swarmd.ops import swarm
+from swarmd.state.commands import PutNode
+from swarmd.state.queries import ListDuties
+from swarmd.state.store import StoreSettings
+
+log = logging.getLogger(__name__)
+
+SWITCH_INTERVAL_S = 0.0005
+"""The writer's thread must not keep the loop from the interpreter for longer than a request may."""
+
+
+def run(config: Config) -> int:
+    """Run a node until it is told to stop. The exit status: 0, or 1 with the reason on stderr."""
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    try:
+        trio.run(_main, config)
+    except* SwarmError as refusals:
+        for refusal in _leaves(refusals):
+            print(f"swarmd: {refusal}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error
+
+
+async def _main(config: Config) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async with open_node(config) as node:
+            _tell_ready(node.urls, config)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_stop_on_signal, signals, node)
+                await node.stopping.wait()
+                nursery.cancel_scope.cancel()
+            notify("STOPPING=1")
+            log.info("stopping", extra={"jobs": "ended too" if node.end_jobs else "left running"})
+
+
+async def _stop_on_signal(signals: AsyncIterator[int], node: RunningNode) -> None:
+    async for number in signals:
+        log.info("told to stop", extra={"signal": signal.Signals(number).name})
+        node.stop(False)
+
+
+def _tell_ready(urls: dict[str, tuple[str, ...]], config: Config) -> None:
+    said = "  ".join(f"{name} {' '.join(found)}" for name, found in urls.items())
+    print(f"swarmd: node {config.node.name} is ready: {said}", file=sys.stderr, flush=True)
+    notify("READY=1")
+
+
+class RunningNode:
+    """What the outside may ask of a node that runs."""
+
+    def __init__(self) -> None:
+        self.urls: dict[str, tuple[str, ...]] = {}
+        self.stopping = trio.Event()
+        self.end_jobs = False
+
+    def stop(self, end_jobs: bool) -> None:
+        self.end_jobs |= end_jobs
+        self.stopping.set()
+
+
+@asynccontextmanager
+async def open_node(config: Config) -> AsyncIterator[RunningNode]:
+    """A node that serves, from the first line of the body to its end."""
+    data_dir = config.node.data_dir
+    with _claimed(data_dir):
+        running = RunningNode()
+        node = await _describe(config, data_dir)
+        async with open_local(
+            data_dir, node, StoreSettings(), now_ms=_now_ms, new_cluster_id=str(uuid4())
+        ) as cluster:
+            await cluster.propose(PutNode(node), SYSTEM)
+            store = BlobStore(data_dir / "blobs", bytes_max=config.jobs.blobs_total_bytes_max)
+            cluster.blobs = NodeBlobs(store, config.jobs.blob_bytes_max)
+            upkeep = UpkeepSettings(config.jobs.keep_s, config.store.events_keep)
+            async with (
+                open_term(cluster, upkeep),
+                _open_agent(config, cluster, store, data_dir, running),
+            ):
+                admin_key = config.security.admin_key or await swarm.admin_key(cluster)
+                surfaces = _surfaces(config, cluster, running, data_dir, admin_key)
+                async with open_surfaces(surfaces, _limits(config), lambda: admin_key) as bound:
+                    running.urls = {name: tuple(urls) for name, urls in bound.items()}
+                    yield running
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+@contextmanager
+def _claimed(data_dir: Path) -> Iterator[None]:
+    """The data directory, made where it is not there and held against a second daemon."""
+    root = os.geteuid() == 0
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        # Jobs of another account pass through it to their own directories; they cannot list it.
+        data_dir.chmod(0o711 if root else 0o700)
+        fd = os.open(data_dir / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Unavailable(
+            f"the data directory {data_dir} cannot be used: {error.strerror}; choose another with"
+            " --data-dir or SWARMD_DATA_DIR"
+        ) from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno != errno.EWOULDBLOCK:
+                raise
+            raise Conflict(
+                f"another swarmd runs on {data_dir}; see `swarmd status`, or choose another with"
+                " --data-dir"
+            ) from None
+        yield
+    finally:
+        os.close(fd)
+
+
+async def _describe(config: Config, data_dir: Path) -> Node:
+    """This node: who it is, and what it offers."""
+    jobs = config.jobs
+    gpus = jobs.gpus
+    if gpus is None:
+        gpus = len(await trio.to_thread.run_sync(list_gpus)) if jobs.executor else 0
+    cpus = jobs.cpus or float(len(os.sched_getaffinity(0)))
+    memory_bytes = jobs.memory_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    slots = jobs.slots or max(1, int(cpus))
+    capacity = Capacity(slots, cpus, memory_bytes, tuple(f"gpu{i}" for i in range(gpus)))
+    return Node(
+        id=_node_id(data_dir),
+        name=config.node.name,
+        addresses=(config.node.advertise or config.node.bind[0],),
+        capabilities=("binary",) if jobs.executor else (),
+        capacity=capacity if jobs.executor else Capacity(),
+        labels=dict(config.node.labels),
+        arch=platform.machine(),
+        os=sys.platform,
+        version=__version__,
+    )
+
+
+def _node_id(data_dir: Path) -> NodeId:
+    """Made once; a data directory that was wiped is another node."""
+    path = data_dir / "node-id"
+    try:
+        return NodeId(path.read_text().strip())
+    except FileNotFoundError:
+        fresh = path.with_suffix(".new")
+        fresh.write_text(str(uuid4()))
+        fresh.replace(path)
+        return NodeId(path.read_text())
+
+
+@asynccontextmanager
+async def _open_agent(
+    config: Config, cluster: LocalCluster, store: BlobStore, data_dir: Path, running: RunningNode
+) -> AsyncIterator[None]:
+    """Jobs and blobs of this node. Where it runs no jobs and holds none, no runner is started."""
+    attempts_dir = data_dir / "attempts"
+    attempts_dir.mkdir(exist_ok=True)
+    attempts_dir.chmod(0o711)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(drop_unneeded, cluster, store)
+        if config.jobs.executor or await cluster.read(ListDuties(cluster.node.id)):
+            async with (
+                open_runner(data_dir, RunnerSettings()) as runner,
+                _open_attempts(config, cluster, runner, store, data_dir),
+            ):
+                try:
+                    yield
+                finally:
+                    if running.end_jobs:
+                        with trio.CancelScope(shield=True, deadline=trio.current_time() + 60):
+                            await runner.quit(jobs=True)
+        else:
+            logs = AttemptLogs(attempts_dir, lambda attempt_id: False)
+            cluster.answers(ReadLog, logs.read)
+            yield
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _open_attempts(
+    config: Config, cluster: LocalCluster, runner: RunnerClient, store: BlobStore, data_dir: Path
+) -> AsyncIterator[None]:
+    jobs = config.jobs
+    account = find_account(jobs.user)
+    binaries = Binaries(data_dir / "binaries", store, bytes_max=jobs.cache_bytes_max)
+    direct = reachable(data_dir / "binaries", account)
+    if not direct:
+        log.warning(
+            "the jobs' account cannot pass through the data directory; HOME will not be usable",
+            extra={"account": account.name, "data_dir": str(data_dir)},
+        )
+    settings = AttemptsSettings(
+        slots=cluster.node.capacity.slots,
+        account=account,
+        grace_s=jobs.grace_s,
+        log_bytes_max=jobs.log_bytes_max,
+        logs_total_bytes_max=jobs.logs_total_bytes_max,
+    )
+    attempts = Attempts(cluster, runner, binaries, data_dir / "attempts", settings, not direct)
+    cluster.answers(ReadLog, attempts.logs.read)
+    async with open_attempts(attempts):
+        yield
+
+
+def _surfaces(
+    config: Config, cluster: LocalCluster, running: RunningNode, data_dir: Path, admin_key: str
+) -> tuple[Surface, ...]:
+    advertised = config.node.advertise
+    names = (advertised.rpartition(":")[0] or advertised,) if advertised else ()
+
+    def binds(section: SurfaceSection) -> tuple[str, ...]:
+        return section.bind or config.node.bind
+
+    def access(section: SurfaceSection) -> Access:
+        return Access.OPEN if section.open else Access.LOOPBACK
+
+    surfaces = []
+    section = config.surfaces.jobqueue
+    if section.enabled:
+        surfaces.append(
+            jobqueue.surface(
+                cluster, binds=binds(section), port=section.port, access=access(section),
+                hosts=section.hosts + names,
+            )
+        )  # fmt: skip
+    section = config.surfaces.console
+    behind = Console(
+        cluster, lambda: config.described(), running.stop, lambda: admin_key,
+        config.jobs.blob_bytes_max,
+    )  # fmt: skip
+    surfaces.append(
+        console.surface(
+            behind, binds=binds(section) if section.enabled else (), port=section.port,
+            unix_path=data_dir / "swarmd.sock", access=access(section),
+            hosts=section.hosts + names,
+        )
+    )  # fmt: skip
+    return tuple(surfaces)
+
+
+def _limits(config: Config) -> HttpLimits:
+    http = config.http
+    return HttpLimits(
+        header_bytes_max=http.header_bytes_max,
+        headers_max=http.headers_max,
+        header_timeout_s=http.header_timeout_s,
+        body_bytes_max=http.body_bytes_max,
+        body_timeout_s=http.body_timeout_s,
+        idle_timeout_s=http.idle_timeout_s,
+        write_stall_timeout_s=http.write_timeout_s,
+        connections_max=http.connections_max,
+    )

@@ -1,0 +1,1 @@
+"""The words of the swarm. Nothing here knows time, I/O, storage or a dialect."""

@@ -1,0 +1,123 @@
+"""Events: what happened, in the order in which it happened. An event is never changed or removed
+but from the old end, and each carries the hash of the one before it, so a changed past shows."""
+
+from __future__ import annotations
+
+import msgspec
+
+from swarmd.domain.actors import Actor
+from swarmd.domain.jobs import AttemptId, GroupId, JobId, JobKind, JobStatus, NodeId
+
+
+class Body(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    pass
+
+
+class JobSubmitted(Body):
+    job_id: JobId
+    kind: JobKind
+    ready: bool
+
+
+class JobReady(Body):
+    """What it waited for is over."""
+
+    job_id: JobId
+
+
+class JobAssigned(Body):
+    job_id: JobId
+    attempt_id: AttemptId
+    node_id: NodeId
+    external: bool = False
+
+
+class JobStarted(Body):
+    job_id: JobId
+    attempt_id: AttemptId
+    node_id: NodeId
+
+
+class AttemptStopped(Body):
+    """The attempt no longer holds its job: its node must end whatever still runs of it."""
+
+    job_id: JobId
+    attempt_id: AttemptId
+    node_id: NodeId
+    reason: str
+
+
+class JobRequeued(Body):
+    job_id: JobId
+    attempt_id: AttemptId
+    reason: str
+
+
+class JobRetrying(Body):
+    job_id: JobId
+    attempt_id: AttemptId
+    not_before: int
+    error: str = ""
+
+
+class JobEnded(Body):
+    job_id: JobId
+    status: JobStatus
+    attempt_id: AttemptId | None = None
+    error: str = ""
+    dependents: bool = False
+    """Others wait for it; they are settled by a later entry."""
+
+
+class JobsPruned(Body):
+    count: int
+    before: int
+
+
+class GroupCreated(Body):
+    group_id: GroupId
+
+
+class NodeChanged(Body):
+    node_id: NodeId
+    what: str
+
+
+class BlobAdded(Body):
+    sha256: str
+    size_bytes: int
+    node_id: NodeId
+
+
+class BlobsDropped(Body):
+    sha256s: tuple[str, ...]
+
+
+class SettingChanged(Body):
+    key: str
+
+
+EventBody = (
+    JobSubmitted
+    | JobReady
+    | JobAssigned
+    | JobStarted
+    | AttemptStopped
+    | JobRequeued
+    | JobRetrying
+    | JobEnded
+    | JobsPruned
+    | GroupCreated
+    | NodeChanged
+    | BlobAdded
+    | BlobsDropped
+    | SettingChanged
+)
+
+
+class Event(msgspec.Struct, frozen=True):
+    seq: int
+    at: int
+    index: int
+    actor: Actor
+    body: EventBody

@@ -1,0 +1,218 @@
+"""Commands: intentions with a verb. A docstring names the refusals; a rule in `rules` applies it.
+
+A command carries everything that its rule needs: ids made by the proposer, never a clock."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+import msgspec
+
+from swarmd.domain.actors import Actor
+from swarmd.domain.groups import Group
+from swarmd.domain.jobs import (
+    AttemptId,
+    AttemptStatus,
+    GroupId,
+    Job,
+    JobId,
+    JobSpec,
+    NodeId,
+    Result,
+)
+from swarmd.domain.nodes import Node
+
+T = TypeVar("T")
+
+
+class Command(msgspec.Struct, Generic[T], frozen=True, tag=True, omit_defaults=True):
+    """T is what the rule answers."""
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """Why one element of a batch was refused, in its place; `code` is a SwarmError's."""
+
+    code: str
+    message: str
+    facts: dict[str, str] = {}
+
+
+class NewJob(msgspec.Struct, frozen=True, omit_defaults=True):
+    id: JobId
+    spec: JobSpec
+
+
+class SubmitJobs(Command[tuple["Job | Refusal", ...]]):
+    """Queue jobs. Refused one by one: an unknown dependency, one that failed, an idempotency key
+    that stands for another job."""
+
+    jobs: tuple[NewJob, ...]
+    group_id: GroupId | None = None
+
+
+class CreateGroup(Command[Group]):
+    """Conflict when the id is taken."""
+
+    group: Group
+
+
+class CancelJobs(Command[tuple["Job | Refusal", ...]]):
+    """Cancel jobs that have not ended; with `only_pending`, only such as have not started.
+    Refused one by one: not found, conflict."""
+
+    job_ids: tuple[JobId, ...]
+    only_pending: bool = False
+
+
+class ClaimJob(Command["Job | None"]):
+    """Give the best ready job to an executor that came for it. None when nothing fits."""
+
+    executor: str
+    address: str
+    labels: dict[str, str] = {}
+    kind: str = "binary"
+
+
+class Assignment(msgspec.Struct, frozen=True, array_like=True):
+    job_id: JobId
+    node_id: NodeId
+    devices: tuple[str, ...] = ()
+
+
+class AssignJobs(Command[int]):
+    """Give ready jobs to nodes. One that is no longer ready, or no longer fits, is passed over.
+    Answers how many were given. Fenced by the term that the proposer believes in."""
+
+    assignments: tuple[Assignment, ...]
+    term: int
+
+
+class AttemptReport(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A node's word on one of its attempts. Ages are counted back from the entry's time, so that
+    clocks that disagree do no harm."""
+
+    attempt_id: AttemptId
+    started_age_ms: int | None = None
+    ended_age_ms: int | None = None
+    status: AttemptStatus | None = None
+    """How it ended: completed, failed, timeout, cancelled, revoked or lost."""
+    result: Result | None = None
+
+
+class ReportAttempts(Command[tuple[bool, ...]]):
+    """Answers for each whether it counted: a report of an attempt that no longer holds its job is
+    noted on the attempt and moves nothing."""
+
+    node_id: NodeId
+    reports: tuple[AttemptReport, ...]
+
+
+class FinishClaim(Command[Job]):
+    """An executor's end of the job it claimed. NotFound: no such job. Conflict: it is not running,
+    or not this executor's."""
+
+    job_id: JobId
+    executor: str
+    ok: bool
+    result: Result
+
+
+class ExpireAttempts(Command[int]):
+    """Take work back from executors that fell silent, or fail it when its time was up. Attempts
+    that have ended meanwhile are passed over. Fenced by term."""
+
+    silent: tuple[AttemptId, ...]
+    overdue: tuple[AttemptId, ...]
+    term: int
+
+
+class WakeJobs(Command[int]):
+    """Make jobs whose backoff is over ready again. Fenced by term."""
+
+    limit: int
+    term: int
+
+
+class SettleDependents(Command[int]):
+    """Carry the end of jobs to those that waited for them. Answers how many are left.
+    Fenced by term."""
+
+    limit: int
+    term: int
+
+
+class PruneJobs(Command[int]):
+    """Forget jobs that ended before a time, oldest first. Answers how many. Fenced by term."""
+
+    before: int
+    limit: int
+    term: int
+
+
+class PruneEvents(Command[int]):
+    """Forget the oldest events beyond `keep`. Fenced by term."""
+
+    keep: int
+    limit: int
+    term: int
+
+
+class PutNode(Command[Node]):
+    """Make a node known, or change what is known of it. Proposed only where something changed.
+    Conflict: another node has the name."""
+
+    node: Node
+
+
+class AddBlob(Command[None]):
+    """A node has a blob, fsynced."""
+
+    sha256: str
+    size_bytes: int
+    node_id: NodeId
+
+
+class DropBlobs(Command[tuple[str, ...]]):
+    """Forget blobs that nothing has referred to since `before`. Answers which. Fenced by term."""
+
+    before: int
+    limit: int
+    term: int
+
+
+class PutSetting(Command[bytes]):
+    """Set a value; with `only_new`, keep and answer the one that is there."""
+
+    key: str
+    value: bytes
+    only_new: bool = False
+
+
+AnyCommand = (
+    SubmitJobs
+    | CreateGroup
+    | CancelJobs
+    | ClaimJob
+    | AssignJobs
+    | ReportAttempts
+    | FinishClaim
+    | ExpireAttempts
+    | WakeJobs
+    | SettleDependents
+    | PruneJobs
+    | PruneEvents
+    | PutNode
+    | AddBlob
+    | DropBlobs
+    | PutSetting
+)
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """One place in the log. `at` never goes backwards; whoever leads stamps it."""
+
+    index: int
+    term: int
+    at: int
+    actor: Actor
+    command: AnyCommand

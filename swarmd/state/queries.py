@@ -1,0 +1,406 @@
+"""Queries: questions to the state, answered from one snapshot of it. The table QUERIES is total.
+
+A query is a value, so that a node without a replica can send it to one that has."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import msgspec
+from msgspec.structs import replace
+
+from swarmd.domain.actors import Actor
+from swarmd.domain.blobs import BlobInfo
+from swarmd.domain.events import Event, EventBody
+from swarmd.domain.jobs import Attempt, AttemptId, Job, JobId, JobKind, JobSpec, JobStatus
+from swarmd.domain.nodes import Node, NodeKind, Usage
+from swarmd.state.rows import (
+    ATTEMPT,
+    EXECUTOR,
+    FROM,
+    JOB,
+    Shape,
+    attempt_of,
+    decode_shape,
+    decode_spec,
+    job_of,
+    load_attempts,
+    load_job,
+    load_result,
+)
+from swarmd.state.rules.attempts import usage_of
+from swarmd.state.rules.nodes import decode_node
+
+T = TypeVar("T")
+Conn = sqlite3.Connection
+
+
+class Query(msgspec.Struct, Generic[T], frozen=True, tag=True, omit_defaults=True):
+    """T is the answer."""
+
+
+class FindJob(Query["Job | None"]):
+    """The whole job: result and attempts too."""
+
+    job_id: str
+
+
+class FindJobs(Query["tuple[Job | None, ...]"]):
+    """Standing of several, in their order."""
+
+    job_ids: tuple[str, ...]
+
+
+class JobFilter(msgspec.Struct, frozen=True, omit_defaults=True):
+    kind: JobKind | None = None
+    statuses: tuple[JobStatus, ...] = ()
+    type: str | None = None
+    priority: int | None = None
+    limit: int = 100
+    offset: int = 0
+
+
+class ListJobs(Query["list[Job]"]):
+    """Newest first, without results and attempts."""
+
+    wanted: JobFilter
+
+
+class AnyReady(Query[bool]):
+    """Whether any job at all is ready, of any kind."""
+
+
+class AheadOf(Query[int]):
+    """How many ready jobs of the same shape go before this one; counted up to 100,000."""
+
+    job_id: str
+
+
+class CountJobs(Query["dict[tuple[str, int], int]"]):
+    """How many jobs of a kind stand where: (status, priority) → number."""
+
+    kind: JobKind
+
+
+class ListTotals(Query["dict[tuple[str, str], int]"]):
+    """What only grows, for a kind: (name, label) → number."""
+
+    kind: JobKind
+
+
+class ReadyJob(msgspec.Struct, frozen=True):
+    job_id: JobId
+    seq: int
+    priority: int
+    shape: int
+
+
+class PlacementView(msgspec.Struct, frozen=True):
+    """What the scheduler looks at: nodes, what they hold, and the heads of the queue by shape."""
+
+    nodes: tuple[Node, ...]
+    used: dict[str, Usage]
+    shapes: dict[int, Shape]
+    heads: tuple[ReadyJob, ...]
+    event_seq: int
+    """The last event that this view has in it."""
+
+
+class ViewPlacement(Query[PlacementView]):
+    """Up to `limit` ready jobs of each shape, best first."""
+
+    limit: int
+
+
+class Duty(msgspec.Struct, frozen=True):
+    """An attempt that a node holds, with what it needs to run it."""
+
+    attempt: Attempt
+    spec: JobSpec
+
+
+class ListDuties(Query["list[Duty]"]):
+    """The active attempts of a node; with `only`, those among them."""
+
+    node_id: str
+    only: tuple[AttemptId, ...] | None = None
+
+
+class ClaimHeld(msgspec.Struct, frozen=True):
+    """A job that an external executor holds."""
+
+    attempt_id: AttemptId
+    job_id: JobId
+    job_type: str
+    executor: str
+    started_at: int
+    deadline_at: int | None
+
+
+class ListClaims(Query["list[ClaimHeld]"]):
+    """All that external executors hold."""
+
+
+class ListNodes(Query["list[Node]"]):
+    """Nodes of the kinds asked for, by name."""
+
+    kinds: tuple[NodeKind, ...] = (NodeKind.MEMBER,)
+
+
+class CompletedBy(Query["dict[str, int]"]):
+    """How many jobs each node or executor completed, by the node's id or executor's name."""
+
+
+class UsageOf(Query[Usage]):
+    node_id: str
+
+
+class GetSetting(Query["bytes | None"]):
+    key: str
+
+
+class FindBlob(Query["BlobInfo | None"]):
+    sha256: str
+
+
+class ListEvents(Query["list[Event]"]):
+    """Events after one, oldest first. The first may be later than asked for when older ones were
+    forgotten: then the answer's first seq shows the gap."""
+
+    after: int
+    limit: int = 500
+
+
+class Standing(msgspec.Struct, frozen=True):
+    applied: int
+    event_seq: int
+    delayed_until: int | None
+    """When the next job that backs off is due."""
+    unsettled: bool
+
+
+class GetStanding(Query[Standing]):
+    """Where the state stands, and what is due."""
+
+
+def _find_job(conn: Conn, query: FindJob) -> Job | None:
+    job = load_job(conn.execute, query.job_id)
+    if job is None:
+        return None
+    return replace(
+        job,
+        result=load_result(conn.execute, job.seq),
+        attempts=load_attempts(conn.execute, job.seq, job.id),
+    )
+
+
+def _list_jobs(conn: Conn, query: ListJobs) -> list[Job]:
+    wanted = query.wanted
+    if len(wanted.statuses) > 1:
+        return _list_union(conn, wanted)
+    where, values = _conditions(wanted)
+    matching = _matching(conn, where, values)
+    limit = min(wanted.limit, max(0, matching - wanted.offset))
+    if limit == 0:
+        return []
+    # The page is found by the narrow index alone; rows are read for the page only.
+    sql = (
+        f"SELECT {JOB}{FROM}JOIN (SELECT seq FROM jobs {_index(conn, wanted)}{where}"
+        " ORDER BY seq DESC LIMIT ? OFFSET ?) p ON p.seq = j.seq ORDER BY j.seq DESC"
+    )
+    rows = conn.execute(sql, (*values, limit, wanted.offset))
+    return [job_of(row) for row in rows]
+
+
+def _list_union(conn: Conn, wanted: JobFilter) -> list[Job]:
+    """Several statuses: each is read by its own index, and the streams are merged."""
+    parts: list[Job] = []
+    for status in wanted.statuses:
+        one = replace(wanted, statuses=(status,), offset=0, limit=wanted.offset + wanted.limit)
+        parts += _list_jobs(conn, ListJobs(one))
+    parts.sort(key=lambda job: -job.seq)
+    return parts[wanted.offset : wanted.offset + wanted.limit]
+
+
+def _conditions(wanted: JobFilter) -> tuple[str, list[object]]:
+    terms, values = [], []
+    columns: tuple[tuple[str, object], ...] = (
+        ("kind", wanted.kind.value if wanted.kind else None),
+        ("status", wanted.statuses[0].value if wanted.statuses else None),
+        ("type", wanted.type),
+        ("priority", wanted.priority),
+    )
+    for column, value in columns:
+        if value is not None:
+            terms.append(f"{column} = ?")
+            values.append(value)
+    return (" WHERE " + " AND ".join(terms) if terms else ""), values
+
+
+def _matching(conn: Conn, where: str, values: list[object]) -> int:
+    row = conn.execute(f"SELECT coalesce(sum(n), 0) FROM counts{where}", values).fetchone()
+    return int(row[0])
+
+
+def _index(conn: Conn, wanted: JobFilter) -> str:
+    """Walk the index of the filter that leaves the fewest rows; the counts know which."""
+    if wanted.kind is None:
+        return ""
+    choices = []
+    if wanted.statuses:
+        choices.append(("jobs_status", replace(wanted, type=None, priority=None)))
+    if wanted.type is not None:
+        choices.append(("jobs_type", replace(wanted, statuses=(), priority=None)))
+    if wanted.priority is not None:
+        choices.append(("jobs_priority", replace(wanted, statuses=(), type=None)))
+    if not choices:
+        return ""
+    return "INDEXED BY {} ".format(
+        min(choices, key=lambda choice: _matching(conn, *_conditions(choice[1])))[0]
+    )
+
+
+def _any_ready(conn: Conn, query: AnyReady) -> bool:
+    return conn.execute("SELECT 1 FROM shapes WHERE ready > 0 LIMIT 1").fetchone() is not None
+
+
+def _ahead_of(conn: Conn, query: AheadOf) -> int:
+    row = conn.execute(
+        "SELECT shape, priority, seq FROM jobs WHERE id = ?", (query.job_id,)
+    ).fetchone()
+    if row is None:
+        return 0
+    ahead = 0
+    for condition in ("priority > ?2", "priority = ?2 AND seq < ?3"):
+        sql = (
+            "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE shape = ?1 AND ready = 1 AND"
+            f" {condition} LIMIT 100000)"
+        )
+        values = row if "?3" in condition else row[:2]
+        ahead += conn.execute(sql, values).fetchone()[0]
+    return ahead
+
+
+def _count_jobs(conn: Conn, query: CountJobs) -> dict[tuple[str, int], int]:
+    rows = conn.execute(
+        "SELECT status, priority, sum(n) FROM counts WHERE kind = ? GROUP BY 1, 2", (query.kind,)
+    )
+    return {(row[0], row[1]): row[2] for row in rows}
+
+
+def _list_totals(conn: Conn, query: ListTotals) -> dict[tuple[str, str], int]:
+    rows = conn.execute("SELECT name, label, n FROM totals WHERE kind = ?", (query.kind,))
+    return {(row[0], row[1]): row[2] for row in rows}
+
+
+def _view_placement(conn: Conn, query: ViewPlacement) -> PlacementView:
+    nodes = tuple(n for n in _list_nodes(conn, ListNodes()) if n.capacity.slots)
+    shapes, heads = {}, []
+    for shape_id, key in conn.execute("SELECT id, key FROM shapes WHERE ready > 0"):
+        shapes[shape_id] = decode_shape(key)
+        rows = conn.execute(
+            "SELECT id, seq, priority FROM jobs WHERE shape = ? AND ready = 1"
+            " ORDER BY priority DESC, seq LIMIT ?",
+            (shape_id, query.limit),
+        )
+        heads += [ReadyJob(JobId(row[0]), row[1], row[2], shape_id) for row in rows]
+    heads.sort(key=lambda head: (-head.priority, head.seq))
+    used = {node.id: usage_of(conn.execute, node.id) for node in nodes}
+    seq = conn.execute("SELECT max(seq) FROM events").fetchone()[0] or 0
+    return PlacementView(nodes, {str(k): v for k, v in used.items()}, shapes, tuple(heads), seq)
+
+
+def _list_duties(conn: Conn, query: ListDuties) -> list[Duty]:
+    columns = ", ".join("a." + column.strip() for column in ATTEMPT.split(","))
+    sql = (
+        f"SELECT {columns}, j.id, s.spec FROM attempts a JOIN jobs j ON j.seq = a.job_seq"
+        " JOIN job_specs s ON s.seq = a.job_seq WHERE a.active = 1 AND a.node_id = ?"
+    )
+    if query.only is not None:
+        sql += f" AND a.id IN ({','.join(str(int(i)) for i in query.only)})"
+    rows = conn.execute(sql + " ORDER BY a.id", (query.node_id,))
+    return [Duty(attempt_of(row, JobId(row[11])), decode_spec(row[12])) for row in rows]
+
+
+def _list_claims(conn: Conn, query: ListClaims) -> list[ClaimHeld]:
+    rows = conn.execute(
+        "SELECT a.id, j.id, j.type, a.node_id, a.started_at, a.deadline_at FROM attempts a"
+        " JOIN jobs j ON j.seq = a.job_seq WHERE a.active = 1 AND a.node_id >= ? AND a.node_id < ?"
+        " ORDER BY a.id",
+        (EXECUTOR, EXECUTOR[:-1] + chr(ord("/") + 1)),
+    )
+    return [ClaimHeld(row[0], row[1], row[2], row[3].removeprefix(EXECUTOR), row[4], row[5])
+            for row in rows]  # fmt: skip
+
+
+def _list_nodes(conn: Conn, query: ListNodes) -> list[Node]:
+    rows = conn.execute("SELECT body, kind FROM nodes ORDER BY name")
+    return [decode_node(row[0]) for row in rows if row[1] in query.kinds]
+
+
+def _completed_by(conn: Conn, query: CompletedBy) -> dict[str, int]:
+    return {
+        row[0].removeprefix(EXECUTOR): row[1] for row in conn.execute("SELECT id, completed FROM nodes")
+    }
+
+
+def _get_setting(conn: Conn, query: GetSetting) -> bytes | None:
+    row = conn.execute("SELECT value FROM settings WHERE key = ?", (query.key,)).fetchone()
+    return None if row is None else bytes(row[0])
+
+
+def _find_blob(conn: Conn, query: FindBlob) -> BlobInfo | None:
+    row = conn.execute(
+        "SELECT sha256, size_bytes FROM blobs WHERE sha256 = ?", (query.sha256,)
+    ).fetchone()
+    return None if row is None else BlobInfo(*row)
+
+
+_decode_actor = msgspec.msgpack.Decoder(Actor).decode
+_decode_body: Callable[[bytes], EventBody] = msgspec.msgpack.Decoder(EventBody).decode
+
+
+def _list_events(conn: Conn, query: ListEvents) -> list[Event]:
+    rows = conn.execute(
+        "SELECT seq, at, entry, actor, body FROM events WHERE seq > ? ORDER BY seq LIMIT ?",
+        (query.after, query.limit),
+    )
+    return [
+        Event(row[0], row[1], row[2], _decode_actor(row[3]), _decode_body(row[4])) for row in rows
+    ]
+
+
+def _get_standing(conn: Conn, query: GetStanding) -> Standing:
+    def first(sql: str) -> Any:
+        row = conn.execute(sql).fetchone()
+        return None if row is None else row[0]
+
+    return Standing(
+        applied=first("SELECT value FROM meta WHERE key = 'applied'") or 0,
+        event_seq=first("SELECT max(seq) FROM events") or 0,
+        delayed_until=first("SELECT min(not_before) FROM jobs WHERE waits = 'backoff'"),
+        unsettled=first("SELECT 1 FROM settled LIMIT 1") is not None,
+    )
+
+
+QUERIES: dict[type[Any], Callable[[Conn, Any], Any]] = {
+    FindJob: _find_job,
+    FindJobs: lambda conn, query: tuple(load_job(conn.execute, i) for i in query.job_ids),
+    ListJobs: _list_jobs,
+    AnyReady: _any_ready,
+    AheadOf: _ahead_of,
+    CountJobs: _count_jobs,
+    ListTotals: _list_totals,
+    ViewPlacement: _view_placement,
+    ListDuties: _list_duties,
+    ListClaims: _list_claims,
+    ListNodes: _list_nodes,
+    CompletedBy: _completed_by,
+    UsageOf: lambda conn, query: usage_of(conn.execute, query.node_id),
+    GetSetting: _get_setting,
+    FindBlob: _find_blob,
+    ListEvents: _list_events,
+    GetStanding: _get_standing,
+}

@@ -1,0 +1,351 @@
+"""Rules of attempts: one life cycle for work that is pushed (assigned) and pulled (claimed).
+
+A job is held by at most one attempt. A report counts only while its attempt holds the job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from msgspec.structs import replace
+
+from swarmd.domain.errors import Conflict
+from swarmd.domain.events import (
+    JobAssigned,
+    JobRequeued,
+    JobRetrying,
+    JobStarted,
+)
+from swarmd.domain.jobs import (
+    RECOVERIES_MAX,
+    AttemptId,
+    AttemptStatus,
+    Job,
+    JobSpec,
+    JobStatus,
+    NodeId,
+    Result,
+    check_move,
+)
+from swarmd.domain.nodes import Node, NodeKind, Usage, obstacles, satisfies, shortages
+from swarmd.state.commands import (
+    AssignJobs,
+    AttemptReport,
+    ClaimJob,
+    ExpireAttempts,
+    FinishClaim,
+    ReportAttempts,
+)
+from swarmd.state.rows import (
+    EXECUTOR,
+    FROM,
+    JOB,
+    Execute,
+    Shape,
+    decode_shape,
+    decode_spec,
+    job_of,
+    load_attempts,
+    load_result,
+)
+from swarmd.state.rules.jobs import Held, end_job, held, held_by_seq, put_result, stop_attempt
+from swarmd.state.rules.nodes import find_node, save_node
+from swarmd.state.tx import Tx
+
+BACKOFF_MS = 60_000
+BACKOFF_MS_MAX = 24 * 3600_000
+TERMINAL = frozenset(
+    {AttemptStatus.COMPLETED, AttemptStatus.FAILED, AttemptStatus.TIMEOUT, AttemptStatus.LOST,
+     AttemptStatus.CANCELLED, AttemptStatus.REVOKED}
+)  # fmt: skip
+
+
+def usage_of(execute: Execute, node_id: str) -> Usage:
+    """What the active attempts of a node take."""
+    used = Usage()
+    rows = execute(
+        "SELECT s.key, a.devices FROM attempts a JOIN shapes s ON s.id = a.shape"
+        " WHERE a.node_id = ? AND a.active = 1",
+        (node_id,),
+    )
+    for key, devices in rows:
+        used = used.plus(decode_shape(key).resources, tuple(devices.split()))
+    return used
+
+
+def assign(tx: Tx, command: AssignJobs) -> int:
+    nodes: dict[NodeId, tuple[Node, Usage]] = {}
+    given = 0
+    for one in command.assignments:
+        row = tx.execute("SELECT seq FROM jobs WHERE id = ? AND ready = 1", (one.job_id,))
+        found = row.fetchone()
+        if found is None:
+            continue
+        if one.node_id not in nodes:
+            node = find_node(tx.execute, one.node_id)
+            if node is None:
+                continue
+            nodes[one.node_id] = (node, usage_of(tx.execute, one.node_id))
+        node, used = nodes[one.node_id]
+        job = held_by_seq(tx, found[0])
+        assert job is not None
+        shape = load_shape(tx.execute, job.shape)
+        need = shape.resources
+        if obstacles(node, need, shape.constraints) or shortages(node, used, need):
+            continue
+        if len(one.devices) != need.gpus or used.devices & set(one.devices):
+            continue
+        nodes[one.node_id] = (node, used.plus(need, one.devices))
+        attempt_id = _hold(tx, job, one.node_id, False, "", AttemptStatus.ASSIGNED, one.devices)
+        tx.emit(JobAssigned(job.id, attempt_id, one.node_id))
+        given += 1
+    return given
+
+
+def load_shape(execute: Execute, shape_id: int) -> Shape:
+    row = execute("SELECT key FROM shapes WHERE id = ?", (shape_id,)).fetchone()
+    return decode_shape(row[0])
+
+
+def _hold(
+    tx: Tx, job: Held, holder: str, external: bool, address: str, status: AttemptStatus,
+    devices: tuple[str, ...] = (), deadline_at: int | None = None,
+) -> AttemptId:  # fmt: skip
+    """A new attempt takes the ready job."""
+    running = status is AttemptStatus.RUNNING
+    to = JobStatus.RUNNING if running else JobStatus.ASSIGNED
+    check_move(job.id, job.status, to)
+    made = tx.execute(
+        "INSERT INTO attempts(job_seq, node_id, external, address, status, active, shape,"
+        " assigned_at, started_at, deadline_at, devices) VALUES (?,?,?,?,?,1,?,?,?,?,?)",
+        (job.seq, holder, int(external), address, status.value, job.shape, tx.at,
+         tx.at if running else None, deadline_at, " ".join(devices)),
+    ).lastrowid  # fmt: skip
+    assert made is not None
+    started = tx.at if running else None
+    tx.execute(
+        "UPDATE jobs SET status=?, ready=0, attempt_id=?, node_id=?, started_at=?, revision=?"
+        " WHERE seq=?",
+        (to.value, made, holder, started, tx.revision, job.seq),
+    )
+    tx.ready(job.shape, -1)
+    tx.count(job.kind, job.status, job.priority, job.type, -1)
+    tx.count(job.kind, to, job.priority, job.type, 1)
+    return AttemptId(made)
+
+
+def claim(tx: Tx, command: ClaimJob) -> Job | None:
+    executor = Node(
+        id=NodeId(EXECUTOR + command.executor),
+        name=EXECUTOR + command.executor,
+        kind=NodeKind.EXECUTOR,
+        addresses=(command.address,),
+        reach=("http",),
+        labels=command.labels,
+    )
+    best: tuple[int, int] | None = None
+    for shape_id in tx.ready_shapes():
+        shape = load_shape(tx.execute, shape_id)
+        if shape.kind != command.kind or not claimable(executor, shape):
+            continue
+        row = tx.execute(
+            "SELECT priority, seq FROM jobs WHERE shape = ? AND ready = 1"
+            " ORDER BY priority DESC, seq LIMIT 1",
+            (shape_id,),
+        ).fetchone()
+        if row is not None and (best is None or (-row[0], row[1]) < best):
+            best = (-row[0], row[1])
+    if best is None:
+        return None
+    job = held_by_seq(tx, best[1])
+    assert job is not None
+    spec = _spec(tx, job.seq)
+    deadline = None if spec.timeout_s is None else tx.at + int(spec.timeout_s * 1000)
+    save_node(tx, executor)
+    attempt_id = _hold(tx, job, executor.id, True, command.address, AttemptStatus.RUNNING,
+                       deadline_at=deadline)  # fmt: skip
+    tx.emit(JobAssigned(job.id, attempt_id, executor.id, external=True))
+    tx.emit(JobStarted(job.id, attempt_id, executor.id))
+    return _whole(tx, job.seq)
+
+
+def claimable(executor: Node, shape: Shape) -> bool:
+    """An executor has said nothing of its devices, so work that asks for one is not for it."""
+    return not shape.resources.gpus and all(satisfies(executor, c) for c in shape.constraints)
+
+
+def _spec(tx: Tx, seq: int) -> JobSpec:
+    return decode_spec(tx.execute("SELECT spec FROM job_specs WHERE seq=?", (seq,)).fetchone()[0])
+
+
+def _whole(tx: Tx, seq: int) -> Job:
+    job = job_of(tx.execute(f"SELECT {JOB}{FROM}WHERE j.seq = ?", (seq,)).fetchone())
+    attempts = load_attempts(tx.execute, seq, job.id)
+    return replace(job, result=load_result(tx.execute, seq), attempts=attempts)
+
+
+def report(tx: Tx, command: ReportAttempts) -> tuple[bool, ...]:
+    return tuple(_report_one(tx, command.node_id, one) for one in command.reports)
+
+
+def _report_one(tx: Tx, node_id: NodeId, one: AttemptReport) -> bool:
+    row = tx.execute(
+        "SELECT job_seq, active, status, started_at FROM attempts WHERE id = ? AND node_id = ?",
+        (one.attempt_id, node_id),
+    ).fetchone()
+    if row is None:
+        return False
+    job_seq, active, standing, known_start = row
+    if not active:
+        return False
+    job = held_by_seq(tx, job_seq)
+    assert job is not None and job.attempt_id == one.attempt_id
+    started = known_start
+    if started is None and one.started_age_ms is not None:
+        started = tx.at - max(0, one.started_age_ms)
+    if one.status is None:
+        if standing == AttemptStatus.ASSIGNED.value:
+            _start(tx, job, one.attempt_id, node_id, started or tx.at)
+        return True
+    assert one.status in TERMINAL
+    ended = tx.at - max(0, one.ended_age_ms or 0)
+    if started is not None:
+        ended = max(ended, started)
+    if standing == AttemptStatus.ASSIGNED.value and started is not None:
+        tx.emit(JobStarted(job.id, one.attempt_id, node_id))
+    job.started_at = started
+    result = one.result or Result()
+    _end_attempt(tx, one.attempt_id, one.status, started, ended, result)
+    if one.status is AttemptStatus.COMPLETED:
+        _credit(tx, node_id)
+        end_job(tx, job, JobStatus.COMPLETED, result=result, started_at=started, ended_at=ended)
+    elif one.status is AttemptStatus.CANCELLED:
+        end_job(tx, job, JobStatus.CANCELLED, error=result.error, result=result, ended_at=ended)
+    elif one.status is AttemptStatus.REVOKED:
+        _requeue(tx, job, "revoked")
+    elif one.status is AttemptStatus.LOST:
+        recover(tx, job, result.error or "the node lost it", result)
+    else:
+        _fail(tx, job, result, ended)
+    return True
+
+
+def _start(tx: Tx, job: Held, attempt_id: AttemptId, node_id: NodeId, started: int) -> None:
+    check_move(job.id, job.status, JobStatus.RUNNING)
+    tx.execute(
+        "UPDATE attempts SET status='running', started_at=? WHERE id=?", (started, attempt_id)
+    )
+    tx.execute(
+        "UPDATE jobs SET status='running', started_at=?, revision=? WHERE seq=?",
+        (started, tx.revision, job.seq),
+    )
+    tx.count(job.kind, job.status, job.priority, job.type, -1)
+    tx.count(job.kind, JobStatus.RUNNING, job.priority, job.type, 1)
+    tx.emit(JobStarted(job.id, attempt_id, node_id))
+
+
+def _end_attempt(
+    tx: Tx, attempt_id: AttemptId, status: AttemptStatus, started: int | None, ended: int,
+    result: Result,
+) -> None:  # fmt: skip
+    tx.execute(
+        "UPDATE attempts SET status=?, active=0, started_at=?, ended_at=?, exit_code=?, error=?"
+        " WHERE id=?",
+        (status.value, started, ended, result.exit_code, result.error, attempt_id),
+    )
+
+
+def _credit(tx: Tx, node_id: str) -> None:
+    tx.execute("UPDATE nodes SET completed = completed + 1 WHERE id = ?", (node_id,))
+
+
+def _requeue(tx: Tx, job: Held, reason: str) -> None:
+    """Back to its place in the queue: the order is by submission, which does not change."""
+    assert job.attempt_id is not None
+    check_move(job.id, job.status, JobStatus.PENDING)
+    tx.execute(
+        "UPDATE jobs SET status='pending', ready=1, started_at=NULL, node_id=NULL, revision=?,"
+        " recoveries=? WHERE seq=?",
+        (tx.revision, job.recoveries, job.seq),
+    )
+    tx.ready(job.shape, 1)
+    tx.count(job.kind, job.status, job.priority, job.type, -1)
+    tx.count(job.kind, JobStatus.PENDING, job.priority, job.type, 1)
+    tx.emit(JobRequeued(job.id, job.attempt_id, reason))
+
+
+def recover(tx: Tx, job: Held, reason: str, result: Result | None = None) -> None:
+    """The holder is gone, the job is not: queue it again, but not for ever."""
+    job.recoveries += 1
+    if job.recoveries < RECOVERIES_MAX:
+        _requeue(tx, job, reason)
+        return
+    tx.execute("UPDATE jobs SET recoveries=? WHERE seq=?", (job.recoveries, job.seq))
+    error = f"given up after {job.recoveries} recoveries (dead letter); the last: {reason}"
+    end_job(tx, job, JobStatus.FAILED, error=error, result=result, dead=True)
+
+
+def _fail(tx: Tx, job: Held, result: Result, ended: int) -> None:
+    """Fail for good, or wait and try again when the job has retries left."""
+    retries = _spec(tx, job.seq).max_retries
+    failures = job.failures + 1
+    tx.execute("UPDATE jobs SET failures=? WHERE seq=?", (failures, job.seq))
+    error = result.error or f"exit code {result.exit_code}"
+    if failures > retries:
+        end_job(tx, job, JobStatus.FAILED, error=error, result=result, ended_at=ended)
+        return
+    not_before = tx.at + min(BACKOFF_MS_MAX, BACKOFF_MS * 2 ** min(failures - 1, 20))
+    check_move(job.id, job.status, JobStatus.PENDING)
+    tx.execute(
+        "UPDATE jobs SET status='pending', ready=0, waits='backoff', not_before=?, node_id=NULL,"
+        " started_at=NULL, error=?, revision=? WHERE seq=?",
+        (not_before, error, tx.revision, job.seq),
+    )
+    put_result(tx, job.seq, result)
+    tx.count(job.kind, job.status, job.priority, job.type, -1)
+    tx.count(job.kind, JobStatus.PENDING, job.priority, job.type, 1)
+    assert job.attempt_id is not None
+    tx.emit(JobRetrying(job.id, job.attempt_id, not_before, error))
+
+
+def finish_claim(tx: Tx, command: FinishClaim) -> Job:
+    job = held(tx, command.job_id)
+    if job.status is not JobStatus.RUNNING:
+        raise Conflict(f"job is {job.status.value}, not running", job_id=job.id,
+                       status=job.status.value)  # fmt: skip
+    if job.node_id != EXECUTOR + command.executor:
+        raise Conflict("the job is held by another executor", job_id=job.id,
+                       executor_id=command.executor)  # fmt: skip
+    assert job.attempt_id is not None
+    status = AttemptStatus.COMPLETED if command.ok else AttemptStatus.FAILED
+    _end_attempt(tx, job.attempt_id, status, job.started_at, tx.at, command.result)
+    if command.ok:
+        _credit(tx, job.node_id)
+        end_job(tx, job, JobStatus.COMPLETED, result=command.result)
+    else:
+        _fail(tx, job, command.result, tx.at)
+    return _whole(tx, job.seq)
+
+
+def expire(tx: Tx, command: ExpireAttempts) -> int:
+    done = 0
+    for job in _still_held(tx, command.silent):
+        stop_attempt(tx, job, AttemptStatus.TIMEOUT, "no heartbeat from its executor")
+        recover(tx, job, "no heartbeat from its executor")
+        done += 1
+    for job in _still_held(tx, command.overdue):
+        stop_attempt(tx, job, AttemptStatus.TIMEOUT, "timed out")
+        _fail(tx, job, Result(error="timed out"), tx.at)
+        done += 1
+    return done
+
+
+def _still_held(tx: Tx, attempt_ids: Iterable[AttemptId]) -> Iterable[Held]:
+    for attempt_id in attempt_ids:
+        row = tx.execute(
+            "SELECT job_seq FROM attempts WHERE id = ? AND active = 1", (attempt_id,)
+        ).fetchone()
+        if row is not None:
+            job = held_by_seq(tx, row[0])
+            assert job is not None and job.attempt_id == attempt_id
+            yield job
+

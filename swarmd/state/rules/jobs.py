@@ -1,0 +1,374 @@
+"""Rules of jobs as they are asked for and end. Read, check, write: a refusal has written nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from msgspec.structs import replace
+
+from swarmd.domain.blobs import blob_of
+from swarmd.domain.durations import bucket_of
+from swarmd.domain.errors import Conflict, Invalid, NotFound, SwarmError
+from swarmd.domain.events import (
+    AttemptStopped,
+    GroupCreated,
+    JobEnded,
+    JobReady,
+    JobsPruned,
+    JobSubmitted,
+)
+from swarmd.domain.groups import Group
+from swarmd.domain.jobs import (
+    ATTEMPT_ACTIVE,
+    AttemptId,
+    AttemptStatus,
+    Fetch,
+    Job,
+    JobId,
+    JobStatus,
+    NodeId,
+    Output,
+    Result,
+    check_move,
+)
+from swarmd.state.commands import (
+    CancelJobs,
+    CreateGroup,
+    NewJob,
+    PruneJobs,
+    Refusal,
+    SettleDependents,
+    SubmitJobs,
+    WakeJobs,
+)
+from swarmd.state.rows import FROM, JOB, Shape, encode, job_of, load_job, spec_hash
+from swarmd.state.tx import Tx
+
+
+def submit(tx: Tx, command: SubmitJobs) -> tuple[Job | Refusal, ...]:
+    return tuple(_or_refusal(_submit_one, tx, new, command.group_id) for new in command.jobs)
+
+
+def _or_refusal(step: Callable[..., Job], tx: Tx, *args: object) -> Job | Refusal:
+    try:
+        return step(tx, *args)
+    except SwarmError as error:
+        facts = {key: str(value) for key, value in error.facts.items()}
+        return Refusal(error.code, error.message, facts)
+
+
+def _submit_one(tx: Tx, new: NewJob, group_id: str | None) -> Job:
+    spec, tenant = new.spec, tx.entry.actor.tenant
+    packed = encode(spec)
+    if spec.idempotency_key is not None:
+        row = tx.execute(
+            "SELECT seq, spec_hash FROM idempotency WHERE tenant = ? AND key = ?",
+            (tenant, spec.idempotency_key),
+        ).fetchone()
+        if row is not None:
+            if row[1] != spec_hash(packed):
+                raise Conflict(
+                    "idempotency_key already stands for another job; use a new key, or send the"
+                    " same job again",
+                    field="idempotency_key",
+                )
+            return job_of(tx.execute(f"SELECT {JOB}{FROM}WHERE j.seq = ?", (row[0],)).fetchone())
+    if tx.execute("SELECT 1 FROM jobs WHERE id = ?", (new.id,)).fetchone():
+        raise Conflict("a job with this id exists", job_id=new.id)
+    waits_for = _open_dependencies(tx, spec.depends_on) if spec.depends_on else []
+    ready = not waits_for
+    shape = _shape(tx, Shape(spec.kind, spec.resources, spec.constraints))
+    seq = tx.execute(
+        "INSERT INTO jobs(id, kind, tenant, type, priority, status, ready, waits, shape, group_id,"
+        " deps_left, created_at, revision) VALUES (?,?,?,?,?,'pending',?,?,?,?,?,?,?)",
+        (new.id, spec.kind.value, tenant, spec.type, spec.priority, int(ready),
+         None if ready else "dependencies", shape, group_id, len(waits_for), tx.at, tx.revision),
+    ).lastrowid  # fmt: skip
+    assert seq is not None
+    tx.execute("INSERT INTO job_specs VALUES (?,?)", (seq, packed))
+    if spec.idempotency_key is not None:
+        tx.execute(
+            "INSERT INTO idempotency VALUES (?,?,?,?)",
+            (tenant, spec.idempotency_key, seq, spec_hash(packed)),
+        )
+    if waits_for:
+        tx.executemany("INSERT INTO job_deps VALUES (?,?)", [(dep, seq) for dep in waits_for])
+    if isinstance(spec.source, Fetch) and (blob := blob_of(spec.source.url)):
+        pin_blob(tx, seq, blob)
+    if ready:
+        tx.ready(shape, 1)
+    tx.count(spec.kind.value, JobStatus.PENDING, spec.priority, spec.type, 1)
+    tx.total(spec.kind, f"submitted:{spec.priority}", spec.type)
+    tx.emit(JobSubmitted(new.id, spec.kind, ready))
+    return Job(
+        seq=seq, id=new.id, spec=spec, tenant=tenant, status=JobStatus.PENDING,
+        created_at=tx.at, revision=tx.revision, group_id=group_id,  # type: ignore[arg-type]
+        waits=None if ready else "dependencies",
+    )  # fmt: skip
+
+
+def _open_dependencies(tx: Tx, depends_on: tuple[JobId, ...]) -> list[int]:
+    waits_for = []
+    for dep in dict.fromkeys(depends_on):
+        row = tx.execute("SELECT seq, status FROM jobs WHERE id = ?", (dep,)).fetchone()
+        if row is None:
+            raise Invalid(f"depends_on names a job that does not exist: {dep[:64]}",
+                          field="depends_on")  # fmt: skip
+        if row[1] in ("failed", "cancelled"):
+            raise Conflict(f"depends_on names a job that is {row[1]}", field="depends_on",
+                           job_id=dep)  # fmt: skip
+        if row[1] != "completed":
+            waits_for.append(row[0])
+    return waits_for
+
+
+def _shape(tx: Tx, shape: Shape) -> int:
+    """The number that stands for the shape, with one more job counted under it."""
+    row = tx.execute(
+        "INSERT INTO shapes(key, jobs) VALUES (?, 1) ON CONFLICT(key) DO UPDATE SET"
+        " jobs = jobs + 1 RETURNING id",
+        (encode(shape),),
+    ).fetchone()
+    return int(row[0])
+
+
+def pin_blob(tx: Tx, seq: int, sha256: str) -> None:
+    """Keep a blob for as long as the job is kept. One that is not known yet is pinned by name."""
+    sql = "INSERT OR IGNORE INTO blob_refs VALUES (?,?)"
+    if tx.execute(sql, (seq, sha256)).rowcount:
+        tx.execute(
+            "UPDATE blobs SET refs = refs + 1, idle_since = NULL WHERE sha256 = ?", (sha256,)
+        )
+
+
+@dataclass(slots=True)
+class Held:
+    """What a move of a job needs to know of it, and nothing more."""
+
+    seq: int
+    id: JobId
+    kind: str
+    type: str
+    priority: int
+    status: JobStatus
+    ready: bool
+    shape: int
+    created_at: int
+    started_at: int | None
+    attempt_id: AttemptId | None
+    node_id: NodeId | None
+    failures: int
+    recoveries: int
+
+
+_HELD = (
+    "SELECT seq, id, kind, type, priority, status, ready, shape, created_at, started_at,"
+    " attempt_id, node_id, failures, recoveries FROM jobs WHERE "
+)
+
+
+def held(tx: Tx, job_id: str) -> Held:
+    row = tx.execute(_HELD + "id = ?", (job_id,)).fetchone()
+    if row is None:
+        raise NotFound("no such job", job_id=job_id[:128])
+    return _held(row)
+
+
+def held_by_seq(tx: Tx, seq: int) -> Held | None:
+    """None for a job that was forgotten meanwhile."""
+    row = tx.execute(_HELD + "seq = ?", (seq,)).fetchone()
+    return None if row is None else _held(row)
+
+
+def _held(row: tuple[Any, ...]) -> Held:
+    return Held(*row[:5], JobStatus(row[5]), bool(row[6]), *row[7:])
+
+
+def end_job(
+    tx: Tx, job: Held, status: JobStatus, *, error: str | None = None,
+    result: Result | None = None, started_at: int | None = None, ended_at: int | None = None,
+    dead: bool = False,
+) -> None:  # fmt: skip
+    """Carry a job to its end: row, counts, totals, event, and those that wait for it."""
+    check_move(job.id, job.status, status)
+    ended = tx.at if ended_at is None else ended_at
+    started = job.started_at if started_at is None else started_at
+    tx.execute(
+        "UPDATE jobs SET status=?, ready=0, waits=NULL, not_before=NULL, started_at=?, ended_at=?,"
+        " error=?, dead=?, revision=? WHERE seq=?",
+        (status.value, started, ended, error, int(dead), tx.revision, job.seq),
+    )
+    if result is not None:
+        put_result(tx, job.seq, result)
+    if job.ready:
+        tx.ready(job.shape, -1)
+    tx.count(job.kind, job.status, job.priority, job.type, -1)
+    tx.count(job.kind, status, job.priority, job.type, 1)
+    tx.total(job.kind, status.value)
+    if started is not None:
+        _observe(tx, job.kind, "run", ended - started)
+        _observe(tx, job.kind, "wait", started - job.created_at)
+    waiting = tx.execute("SELECT 1 FROM job_deps WHERE dep_seq = ? LIMIT 1", (job.seq,)).fetchone()
+    if waiting:
+        tx.execute(
+            "INSERT INTO settled VALUES (?,?)", (job.seq, int(status is JobStatus.COMPLETED))
+        )
+    tx.emit(JobEnded(job.id, status, job.attempt_id, error or "", bool(waiting)))
+    job.status, job.ready = status, False
+
+
+def _observe(tx: Tx, kind: str, what: str, duration_ms: int) -> None:
+    duration_ms = max(0, duration_ms)
+    tx.total(kind, f"{what}_bucket", bucket_of(duration_ms))
+    tx.total(kind, f"{what}_sum_ms", delta=duration_ms)
+
+
+def put_result(tx: Tx, seq: int, result: Result) -> None:
+    tx.execute("INSERT OR REPLACE INTO job_results VALUES (?,?)", (seq, encode(result)))
+    for output in (result.stdout, result.stderr):
+        if isinstance(output, Output) and output.blob is not None:
+            pin_blob(tx, seq, output.blob)
+
+
+def cancel(tx: Tx, command: CancelJobs) -> tuple[Job | Refusal, ...]:
+    return tuple(
+        _or_refusal(_cancel_one, tx, job_id, command.only_pending) for job_id in command.job_ids
+    )
+
+
+def _cancel_one(tx: Tx, job_id: JobId, only_pending: bool) -> Job:
+    job = held(tx, job_id)
+    if only_pending and job.status not in (JobStatus.PENDING, JobStatus.ASSIGNED):
+        raise Conflict(f"job is {job.status.value}, not pending", job_id=job_id,
+                       status=job.status.value)  # fmt: skip
+    check_move(job.id, job.status, JobStatus.CANCELLED)
+    holds = job.status is not JobStatus.PENDING
+    end_job(tx, job, JobStatus.CANCELLED, error="cancelled")
+    if holds:
+        stop_attempt(tx, job, AttemptStatus.CANCELLED, "cancelled")
+    cancelled = load_job(tx.execute, job_id)
+    assert cancelled is not None
+    return cancelled
+
+
+def stop_attempt(tx: Tx, job: Held, status: AttemptStatus, reason: str) -> None:
+    """End the attempt that holds the job and have its node stop it."""
+    assert job.attempt_id is not None and job.node_id is not None
+    assert status not in ATTEMPT_ACTIVE
+    tx.execute(
+        "UPDATE attempts SET status=?, active=0, ended_at=?, error=? WHERE id=? AND active=1",
+        (status.value, tx.at, reason, job.attempt_id),
+    )
+    tx.emit(AttemptStopped(job.id, job.attempt_id, job.node_id, reason))
+
+
+def wake(tx: Tx, command: WakeJobs) -> int:
+    rows = tx.execute(
+        "SELECT seq, id, shape FROM jobs WHERE waits = 'backoff' AND not_before <= ?"
+        " ORDER BY not_before, seq LIMIT ?",
+        (tx.at, command.limit),
+    ).fetchall()
+    for seq, job_id, shape in rows:
+        _make_ready(tx, seq, job_id, shape)
+    return len(rows)
+
+
+def _make_ready(tx: Tx, seq: int, job_id: JobId, shape: int) -> None:
+    tx.execute(
+        "UPDATE jobs SET ready=1, waits=NULL, not_before=NULL, revision=? WHERE seq=?",
+        (tx.revision, seq),
+    )
+    tx.ready(shape, 1)
+    tx.emit(JobReady(job_id))
+
+
+def settle(tx: Tx, command: SettleDependents) -> int:
+    """Bounded by `limit` edges an entry, so that no entry is long; the rest waits for the next."""
+    budget = command.limit
+    while budget > 0:
+        row = tx.execute("SELECT seq, completed FROM settled ORDER BY seq LIMIT 1").fetchone()
+        if row is None:
+            return 0
+        dep_seq, completed = row
+        waiting = tx.execute(
+            "SELECT job_seq FROM job_deps WHERE dep_seq = ? ORDER BY job_seq LIMIT ?",
+            (dep_seq, budget),
+        ).fetchall()
+        for (seq,) in waiting:
+            _settle_one(tx, seq, dep_seq, bool(completed))
+        budget -= max(1, len(waiting))
+        if not tx.execute("SELECT 1 FROM job_deps WHERE dep_seq = ?", (dep_seq,)).fetchone():
+            tx.execute("DELETE FROM settled WHERE seq = ?", (dep_seq,))
+    left = tx.execute("SELECT count(*) FROM (SELECT 1 FROM settled LIMIT 1000)").fetchone()
+    return int(left[0])
+
+
+def _settle_one(tx: Tx, seq: int, dep_seq: int, completed: bool) -> None:
+    tx.execute("DELETE FROM job_deps WHERE dep_seq = ? AND job_seq = ?", (dep_seq, seq))
+    job = held_by_seq(tx, seq)
+    if job is None or job.status is not JobStatus.PENDING:
+        return
+    if not completed:
+        dep = tx.execute("SELECT id, status FROM jobs WHERE seq = ?", (dep_seq,)).fetchone()
+        said = f"dependency {dep[0]} is {dep[1]}" if dep else "a dependency did not complete"
+        end_job(tx, job, JobStatus.FAILED, error=said)
+        return
+    left = tx.execute(
+        "UPDATE jobs SET deps_left = deps_left - 1 WHERE seq = ? RETURNING deps_left", (seq,)
+    ).fetchone()
+    if left[0] <= 0:
+        _make_ready(tx, seq, job.id, job.shape)
+
+
+def create_group(tx: Tx, command: CreateGroup) -> Group:
+    group = replace(command.group, created_at=tx.at, revision=tx.revision)
+    if tx.execute("SELECT 1 FROM groups WHERE id = ?", (group.id,)).fetchone():
+        raise Conflict("a group with this id exists", group_id=group.id)
+    tx.execute("INSERT INTO groups VALUES (?,?,?)", (group.id, encode(group), tx.revision))
+    tx.emit(GroupCreated(group.id))
+    return group
+
+
+def prune(tx: Tx, command: PruneJobs) -> int:
+    """A job that others still wait for is kept until they are settled."""
+    rows = tx.execute(
+        "SELECT seq, kind, status, priority, type, shape FROM jobs WHERE ended_at < ?"
+        " AND NOT EXISTS (SELECT 1 FROM settled WHERE settled.seq = jobs.seq)"
+        " ORDER BY ended_at, seq LIMIT ?",
+        (command.before, command.limit),
+    ).fetchall()
+    seqs = [(row[0],) for row in rows]
+    for _, kind, status, priority, type_, shape in rows:
+        tx.count(kind, JobStatus(status), priority, type_, -1)
+        tx.execute("UPDATE shapes SET jobs = jobs - 1 WHERE id = ?", (shape,))
+        tx.execute("DELETE FROM shapes WHERE id = ? AND jobs = 0", (shape,))
+    for (seq,) in seqs:
+        _release_blobs(tx, seq)
+    for table in ("job_specs", "job_results", "idempotency"):
+        tx.executemany(f"DELETE FROM {table} WHERE seq = ?", seqs)
+    tx.executemany("DELETE FROM attempts WHERE job_seq = ?", seqs)
+    groups = tx.execute(
+        "SELECT DISTINCT group_id FROM jobs WHERE group_id IS NOT NULL AND seq IN"
+        f" ({','.join(str(seq) for (seq,) in seqs)})"
+    ).fetchall()
+    tx.executemany("DELETE FROM jobs WHERE seq = ?", seqs)
+    for (group_id,) in groups:
+        if not tx.execute("SELECT 1 FROM jobs WHERE group_id = ?", (group_id,)).fetchone():
+            tx.execute("DELETE FROM groups WHERE id = ?", (group_id,))
+    if seqs:
+        tx.emit(JobsPruned(len(seqs), command.before))
+    return len(seqs)
+
+
+def _release_blobs(tx: Tx, seq: int) -> None:
+    for (sha256,) in tx.execute(
+        "DELETE FROM blob_refs WHERE job_seq = ? RETURNING sha256", (seq,)
+    ).fetchall():
+        tx.execute(
+            "UPDATE blobs SET refs = refs - 1, idle_since = CASE WHEN refs <= 1 THEN ? END"
+            " WHERE sha256 = ?",
+            (tx.at, sha256),
+        )
+

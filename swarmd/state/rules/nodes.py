@@ -1,0 +1,98 @@
+"""Rules of nodes, blobs, settings and the log of events: what changes seldom."""
+
+from __future__ import annotations
+
+import msgspec
+from msgspec.structs import replace
+
+from swarmd.domain.errors import Conflict
+from swarmd.domain.events import BlobAdded, BlobsDropped, NodeChanged, SettingChanged
+from swarmd.domain.nodes import Node
+from swarmd.state.commands import AddBlob, DropBlobs, PruneEvents, PutNode, PutSetting
+from swarmd.state.rows import Execute, encode
+from swarmd.state.tx import Tx
+
+decode_node = msgspec.msgpack.Decoder(Node).decode
+
+
+def find_node(execute: Execute, node_id: str) -> Node | None:
+    row = execute("SELECT body FROM nodes WHERE id = ?", (node_id,)).fetchone()
+    return None if row is None else decode_node(row[0])
+
+
+def put_node(tx: Tx, command: PutNode) -> Node:
+    return save_node(tx, command.node)
+
+
+def save_node(tx: Tx, node: Node) -> Node:
+    """Write what changed; a node that says the same again changes nothing."""
+    other = tx.execute(
+        "SELECT id FROM nodes WHERE name = ? AND id != ?", (node.name, node.id)
+    ).fetchone()
+    if other is not None:
+        raise Conflict("another node has this name", name=node.name, node_id=other[0])
+    known = find_node(tx.execute, node.id)
+    if known is not None and replace(node, revision=known.revision) == known:
+        return known
+    node = replace(node, revision=tx.revision)
+    tx.execute(
+        "INSERT INTO nodes(id, name, kind, body, revision) VALUES (?,?,?,?,?) ON CONFLICT(id) DO"
+        " UPDATE SET name=excluded.name, kind=excluded.kind, body=excluded.body,"
+        " revision=excluded.revision",
+        (node.id, node.name, node.kind.value, encode(node), tx.revision),
+    )
+    tx.emit(NodeChanged(node.id, "joined" if known is None else "changed"))
+    return node
+
+
+def add_blob(tx: Tx, command: AddBlob) -> None:
+    refs = tx.execute(
+        "SELECT count(*) FROM blob_refs WHERE sha256 = ?", (command.sha256,)
+    ).fetchone()[0]
+    made = tx.execute(
+        "INSERT INTO blobs VALUES (?,?,?,?) ON CONFLICT DO UPDATE SET"
+        " idle_since = CASE WHEN refs = 0 THEN excluded.idle_since END RETURNING refs",
+        (command.sha256, command.size_bytes, refs, None if refs else tx.at),
+    ).fetchone()
+    assert made is not None
+    held = tx.execute(
+        "INSERT OR IGNORE INTO blob_holders VALUES (?,?)", (command.sha256, command.node_id)
+    )
+    if held.rowcount:
+        tx.emit(BlobAdded(command.sha256, command.size_bytes, command.node_id))
+
+
+def drop_blobs(tx: Tx, command: DropBlobs) -> tuple[str, ...]:
+    rows = tx.execute(
+        "SELECT sha256 FROM blobs WHERE idle_since < ? ORDER BY idle_since, sha256 LIMIT ?",
+        (command.before, command.limit),
+    ).fetchall()
+    tx.executemany("DELETE FROM blobs WHERE sha256 = ?", rows)
+    tx.executemany("DELETE FROM blob_holders WHERE sha256 = ?", rows)
+    names = tuple(row[0] for row in rows)
+    if names:
+        tx.emit(BlobsDropped(names))
+    return names
+
+
+def put_setting(tx: Tx, command: PutSetting) -> bytes:
+    row = tx.execute("SELECT value FROM settings WHERE key = ?", (command.key,)).fetchone()
+    if row is not None and (command.only_new or row[0] == command.value):
+        return bytes(row[0])
+    tx.execute(
+        "INSERT OR REPLACE INTO settings VALUES (?,?,?)",
+        (command.key, command.value, tx.revision),
+    )
+    tx.emit(SettingChanged(command.key))
+    return command.value
+
+
+def prune_events(tx: Tx, command: PruneEvents) -> int:
+    """The newest stays whatever `keep` says: the chain goes on from it."""
+    newest = tx.execute("SELECT max(seq) FROM events").fetchone()[0] or 0
+    cut = newest - max(1, command.keep)
+    oldest = tx.execute("SELECT min(seq) FROM events").fetchone()[0]
+    if oldest is None or oldest > cut:
+        return 0
+    upto = min(cut, oldest + command.limit - 1)
+    return tx.execute("DELETE FROM events WHERE seq <= ?", (upto,)).rowcount

@@ -1,0 +1,101 @@
+"""The tables of the state, as migrations that only ever add to the end of the list."""
+
+from __future__ import annotations
+
+import sqlite3
+
+from swarmd.domain.errors import Unavailable
+
+_FIRST = """
+CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE settings(key TEXT PRIMARY KEY, value BLOB NOT NULL, revision INTEGER NOT NULL)
+    WITHOUT ROWID;
+CREATE TABLE shapes(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, key BLOB NOT NULL UNIQUE,
+    jobs INTEGER NOT NULL DEFAULT 0, ready INTEGER NOT NULL DEFAULT 0);
+CREATE INDEX shapes_ready ON shapes(id) WHERE ready > 0;
+CREATE TABLE jobs(
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, tenant TEXT NOT NULL,
+    type TEXT NOT NULL, priority INTEGER NOT NULL, status TEXT NOT NULL, ready INTEGER NOT NULL,
+    waits TEXT, shape INTEGER NOT NULL, group_id TEXT, deps_left INTEGER NOT NULL DEFAULT 0,
+    not_before INTEGER, created_at INTEGER NOT NULL, started_at INTEGER, ended_at INTEGER,
+    attempt_id INTEGER, node_id TEXT, failures INTEGER NOT NULL DEFAULT 0,
+    recoveries INTEGER NOT NULL DEFAULT 0, dead INTEGER NOT NULL DEFAULT 0, error TEXT,
+    revision INTEGER NOT NULL);
+CREATE INDEX jobs_status ON jobs(kind, status, seq);
+CREATE INDEX jobs_type ON jobs(kind, type, seq);
+CREATE INDEX jobs_priority ON jobs(kind, priority, seq);
+CREATE INDEX jobs_ready ON jobs(shape, priority DESC, seq) WHERE ready = 1;
+CREATE INDEX jobs_delayed ON jobs(not_before) WHERE waits = 'backoff';
+CREATE INDEX jobs_ended ON jobs(ended_at) WHERE ended_at IS NOT NULL;
+CREATE INDEX jobs_group ON jobs(group_id, seq) WHERE group_id IS NOT NULL;
+CREATE TABLE job_specs(seq INTEGER PRIMARY KEY, spec BLOB NOT NULL);
+CREATE TABLE job_results(seq INTEGER PRIMARY KEY, result BLOB NOT NULL);
+CREATE TABLE job_deps(
+    dep_seq INTEGER NOT NULL, job_seq INTEGER NOT NULL, PRIMARY KEY(dep_seq, job_seq))
+    WITHOUT ROWID;
+CREATE TABLE settled(seq INTEGER PRIMARY KEY, completed INTEGER NOT NULL);
+CREATE TABLE idempotency(
+    tenant TEXT NOT NULL, key TEXT NOT NULL, seq INTEGER NOT NULL UNIQUE, spec_hash BLOB NOT NULL,
+    PRIMARY KEY(tenant, key)) WITHOUT ROWID;
+CREATE TABLE attempts(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, job_seq INTEGER NOT NULL, node_id TEXT NOT NULL,
+    external INTEGER NOT NULL, address TEXT NOT NULL, status TEXT NOT NULL,
+    active INTEGER NOT NULL, shape INTEGER NOT NULL, assigned_at INTEGER NOT NULL,
+    started_at INTEGER, ended_at INTEGER, deadline_at INTEGER, devices TEXT NOT NULL DEFAULT '',
+    exit_code INTEGER, error TEXT);
+CREATE INDEX attempts_job ON attempts(job_seq);
+CREATE INDEX attempts_active ON attempts(node_id, id) WHERE active = 1;
+CREATE TABLE groups(id TEXT PRIMARY KEY, body BLOB NOT NULL, revision INTEGER NOT NULL)
+    WITHOUT ROWID;
+CREATE TABLE nodes(
+    id TEXT PRIMARY KEY, name TEXT NOT NULL UNIQUE, kind TEXT NOT NULL, body BLOB NOT NULL,
+    completed INTEGER NOT NULL DEFAULT 0, revision INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE blobs(
+    sha256 TEXT PRIMARY KEY, size_bytes INTEGER NOT NULL, refs INTEGER NOT NULL DEFAULT 0,
+    idle_since INTEGER) WITHOUT ROWID;
+CREATE INDEX blobs_idle ON blobs(idle_since) WHERE idle_since IS NOT NULL;
+CREATE TABLE blob_holders(
+    sha256 TEXT NOT NULL, node_id TEXT NOT NULL, PRIMARY KEY(sha256, node_id)) WITHOUT ROWID;
+CREATE TABLE blob_refs(
+    job_seq INTEGER NOT NULL, sha256 TEXT NOT NULL, PRIMARY KEY(job_seq, sha256)) WITHOUT ROWID;
+CREATE INDEX blob_refs_sha ON blob_refs(sha256);
+CREATE TABLE counts(
+    kind TEXT NOT NULL, status TEXT NOT NULL, priority INTEGER NOT NULL, type TEXT NOT NULL,
+    n INTEGER NOT NULL, PRIMARY KEY(kind, status, priority, type)) WITHOUT ROWID;
+CREATE TABLE totals(
+    kind TEXT NOT NULL, name TEXT NOT NULL, label TEXT NOT NULL, n INTEGER NOT NULL,
+    PRIMARY KEY(kind, name, label)) WITHOUT ROWID;
+CREATE TABLE events(
+    seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, entry INTEGER NOT NULL, actor BLOB NOT NULL,
+    body BLOB NOT NULL, hash BLOB NOT NULL);
+"""
+
+MIGRATIONS: tuple[tuple[str, str], ...] = (("first", _FIRST),)
+
+
+def migrate(conn: sqlite3.Connection) -> None:
+    """Bring the file to this version's tables. Refused where a newer version wrote it."""
+    from sqlite_utils import Database, Migrations  # late: half of its weight is a command line
+
+    known = Migrations("swarmd")
+    for name, script in MIGRATIONS:
+
+        def step(db: Database, script: str = script) -> None:
+            for statement in script.split(";"):
+                if statement.strip():
+                    db.execute(statement)
+
+        step.__name__ = name
+        known(name=name)(step)
+    db = Database(conn)
+    if "_sqlite_migrations" in db.table_names():
+        query = "SELECT name FROM _sqlite_migrations WHERE migration_set = 'swarmd'"
+        foreign = {str(row[0]) for row in conn.execute(query)} - {n for n, _ in MIGRATIONS}
+        if foreign:
+            raise Unavailable(
+                "the state was written by a newer swarmd; start that version, or give this one"
+                " another data directory",
+                unknown_migrations=sorted(foreign),
+            )
+    known.apply(db)

@@ -1,0 +1,209 @@
+"""A job posted to the job queue runs as a real process on the node, and its result is read back."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+import trio
+import trio_websocket
+
+from tests.contract.jobqueue import DETAILS
+from tests.contract.kinds import faults
+from tests.daemon import Daemon, running_daemon
+
+JOBS = "/api/v1/jobs"
+SCRIPT = b'#!/bin/sh\neval "$1"\n'
+"""Every job of this module is this one, with its work as the argument."""
+SHA256 = hashlib.sha256(SCRIPT).hexdigest()
+
+
+@pytest.fixture(scope="module")
+def queue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    directory = tmp_path_factory.mktemp("life")
+    with running_daemon(directory, jobs={"slots": 4, "grace_s": 0.5}) as daemon:
+        answer = daemon.request("PUT", "/api/v1/blobs", SCRIPT, surface="console",
+                                headers={"Content-Type": "application/octet-stream"})  # fmt: skip
+        assert answer.json["sha256"] == SHA256, answer.body
+        yield daemon
+
+
+def submit(queue: Daemon, work: str, **members: object) -> str:
+    body = {
+        "type": "life",
+        "binary_url": f"blob:sha256:{SHA256}",
+        "binary_sha256": SHA256,
+        "priority": "background",
+        "arguments": [work],
+        **members,
+    }
+    answer = queue.request("POST", JOBS, body)
+    assert answer.status == 201, answer.body
+    return str(answer.json["id"])
+
+
+def details(queue: Daemon, job_id: str) -> Any:
+    return queue.request("GET", f"{JOBS}/{job_id}").json
+
+
+def ended(queue: Daemon, job_id: str) -> Any:
+    """The job once it has ended: following its log lasts until then."""
+    queue.request("GET", f"{JOBS}/{job_id}/logs?follow=true", timeout_s=30)
+    job = details(queue, job_id)
+    deadline = time.monotonic() + 10
+    while job["status"] in ("pending", "running") and time.monotonic() < deadline:
+        time.sleep(0.02)
+        job = details(queue, job_id)
+    assert faults(job, DETAILS) == []
+    return job
+
+
+def running(queue: Daemon, job_id: str) -> None:
+    """Wait for the job's own word that it runs."""
+    with closing(http.client.HTTPConnection("127.0.0.1", queue.ports["jobqueue"], timeout=20)) as c:
+        c.request("GET", f"{JOBS}/{job_id}/logs?follow=true&stream=stdout")
+        assert c.getresponse().read(1) != b""
+
+
+def alive(pid: int) -> bool:
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return ") Z " not in stat.read()
+    except OSError:
+        return False
+
+
+def test_a_job_runs_and_its_result_is_read_back(queue: Daemon) -> None:
+    job = ended(queue, submit(queue, "echo out; echo err >&2"))
+    assert (job["status"], job["exit_code"], job["error_message"]) == ("completed", 0, None)
+    assert (job["stdout"], job["stderr"]) == ("out\n", "err\n")
+    assert [a["status"] for a in job["attempts"]] == ["completed"]
+    assert job["executor_id"] == job["attempts"][0]["executor_id"]
+
+
+def test_a_job_that_exits_otherwise_failed(queue: Daemon) -> None:
+    job = ended(queue, submit(queue, "echo no; exit 7"))
+    assert (job["status"], job["exit_code"], job["stdout"]) == ("failed", 7, "no\n")
+
+
+def test_a_binary_with_another_hash_is_not_run(queue: Daemon) -> None:
+    url = f"{queue.url('console')}/api/v1/health"
+    job = ended(queue, submit(queue, "true", binary_url=url, binary_sha256="cd" * 32))
+    assert (job["status"], job["exit_code"]) == ("failed", None)
+    assert "cd" * 32 in job["error_message"]
+
+
+def test_a_binary_that_cannot_be_fetched_is_failed(queue: Daemon) -> None:
+    job = ended(queue, submit(queue, "true", binary_url="http://127.0.0.1:1/x"))
+    assert job["status"] == "failed"
+    assert job["error_message"]
+
+
+def test_the_environment_is_the_jobs_own(queue: Daemon) -> None:
+    job = ended(queue, submit(queue, "env", env_variables={"ONE": "1", "TWO": "a=b"}))
+    names = {line.partition("=")[0] for line in job["stdout"].splitlines()}
+    assert {"ONE=1", "TWO=a=b"} <= set(job["stdout"].splitlines())
+    ours = set(os.environ) - {"PATH", "HOME", "PWD", "OLDPWD", "SHLVL", "_"}
+    assert not names & ours, names & ours
+
+
+def test_a_job_that_takes_too_long_is_ended_with_its_tree(queue: Daemon) -> None:
+    work = "trap '' TERM; sleep 600 & echo $!; wait; sleep 600"
+    job = ended(queue, submit(queue, work, timeout_seconds=0.5))
+    assert job["status"] == "failed"
+    assert "time" in job["error_message"]
+    assert not alive(int(job["stdout"]))
+
+
+def test_a_running_job_is_cancelled_with_its_tree(queue: Daemon) -> None:
+    job_id = submit(queue, "sleep 600 & echo $!; wait")
+    running(queue, job_id)
+    assert queue.request("DELETE", f"{JOBS}/{job_id}").status == 400
+    assert queue.request("POST", f"{JOBS}/{job_id}/cancel").json["status"] == "cancelled"
+    assert details(queue, job_id)["status"] == "cancelled"
+    pid = int(queue.request("GET", f"{JOBS}/{job_id}/logs?stream=stdout").body)
+    deadline = time.monotonic() + 10
+    while alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not alive(pid)
+
+
+def test_dependants_run_after_and_fail_with_what_they_wait_for(queue: Daemon) -> None:
+    first = submit(queue, "sleep 0.2; echo first")
+    second = submit(queue, "echo second", depends_on=[first])
+    job = ended(queue, second)
+    assert (job["status"], job["stdout"]) == ("completed", "second\n")
+    assert details(queue, first)["status"] == "completed"
+    lost = submit(queue, "true", depends_on=[(failing := submit(queue, "sleep 0.2; exit 1"))])
+    assert ended(queue, failing)["status"] == "failed"
+    job = ended(queue, lost)
+    assert job["status"] == "failed"
+    assert failing in job["error_message"]
+
+
+def test_what_no_node_can_run_says_why(queue: Daemon) -> None:
+    job_id = submit(queue, "true", constraints=["node.labels.disk==ssd"])
+    explained = queue.request("GET", f"{JOBS}/{job_id}/explain").json
+    (verdict,) = explained["nodes"]
+    assert not verdict["can_run"]
+    assert any("node.labels.disk" in reason for reason in verdict["reasons"])
+    assert queue.request("DELETE", f"{JOBS}/{job_id}").status == 200
+
+
+def test_logs_come_while_the_job_writes_them(queue: Daemon) -> None:
+    job_id = submit(queue, "echo one; read x < /dev/null; sleep 0.5; echo two")
+    with closing(http.client.HTTPConnection("127.0.0.1", queue.ports["jobqueue"], timeout=20)) as c:
+        c.request("GET", f"{JOBS}/{job_id}/logs?follow=true")
+        answer = c.getresponse()
+        assert answer.getheader("Transfer-Encoding") == "chunked"
+        assert answer.read(4) == b"one\n"
+        assert details(queue, job_id)["status"] == "running"
+        assert answer.read() == b"two\n"
+    assert queue.request("GET", f"{JOBS}/{job_id}/logs?from_byte=4").body == b"two\n"
+
+
+async def test_logs_over_a_websocket_come_while_the_job_writes_them(queue: Daemon) -> None:
+    job_id = await trio.to_thread.run_sync(submit, queue, "printf '\\303'; sleep 0.3; echo '\\274'")
+    text = ""
+    url = f"{queue.url().replace('http', 'ws')}{JOBS}/{job_id}/logs"
+    with trio.fail_after(20):
+        async with trio_websocket.open_websocket_url(url) as socket:
+            await socket.send_message("anything")
+            with pytest.raises(trio_websocket.ConnectionClosed) as closed:
+                while True:
+                    text += str(await socket.get_message())
+    assert text == "ü\n"
+    assert closed.value.reason is not None
+    assert closed.value.reason.code == 1000
+
+
+def test_long_output_is_cut_in_the_result_and_whole_in_the_log(queue: Daemon) -> None:
+    job_id = submit(queue, "i=0; while [ $i -lt 20000 ]; do "
+                    "echo line $i of a hundred and more characters that make the output long "
+                    "enough to be over its bound; i=$((i+1)); done")  # fmt: skip
+    job = ended(queue, job_id)
+    assert job["status"] == "completed"
+    assert len(job["stdout"].encode()) <= 2**20
+    assert job["stdout"].startswith("line 0 of")
+    whole = queue.request("GET", f"{JOBS}/{job_id}/logs?stream=stdout").body
+    assert len(whole.splitlines()) == 20000
+
+
+def test_a_thousand_in_bulk_all_run(queue: Daemon) -> None:
+    body = {"type": "many", "binary_url": f"blob:sha256:{SHA256}", "binary_sha256": SHA256,
+            "priority": "background", "arguments": [":"]}  # fmt: skip
+    answer = queue.request("POST", f"{JOBS}/bulk", [body] * 1000)
+    assert answer.status == 201
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        rows = queue.request("GET", f"{JOBS}?type=many&status=completed&limit=1000").json
+        if len(rows) == 1000:
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"{len(rows)} of 1000 jobs completed within 60 s")

@@ -1,0 +1,90 @@
+"""The tables and NOT_YET together are all that is documented, and what is not yet is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from api.jobqueue.routes import ROUTES
+from swarmd.config import Config
+from tests.contract import jobqueue
+from tests.contract.not_yet import NOT_YET
+from tests.contract.table import Operation
+from tests.daemon import SURFACES, Daemon, running_daemon
+from tests.parts import endpoints_file, need
+
+TABLES: tuple[tuple[Operation, ...], ...] = (jobqueue.OPERATIONS,)
+SERVED = [operation for table in TABLES for operation in table]
+UNDOCUMENTED_PORTS = {8470}
+"""The console's own: its operations are nobody's contract."""
+
+
+@pytest.fixture(scope="module")
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
+    with running_daemon(tmp_path_factory.mktemp("daemon"), jobs={"executor": False}) as daemon:
+        yield daemon
+
+
+def test_no_operation_is_named_twice() -> None:
+    keys = [operation.key for operation in SERVED] + list(NOT_YET)
+    assert len(keys) == len(set(keys))
+
+
+def test_tables_and_not_yet_are_all_that_is_documented() -> None:
+    need("endpoints")
+    file = endpoints_file()
+    assert file is not None
+    lines = [line.split("\t") for line in file.read_text().splitlines()[1:]]
+    documented = {(method, int(port), path) for _, port, method, path, *_ in lines}
+    ours = {operation.key for operation in SERVED if operation.documented} | set(NOT_YET)
+    assert ours == documented
+
+
+def test_every_route_of_the_job_queue_is_in_its_table() -> None:
+    routes = {(route.method, jobqueue.PORT, route.template) for route in ROUTES}
+    table = {operation.key for operation in jobqueue.OPERATIONS if operation.method != "WS"}
+    assert routes == table
+
+
+def test_every_surface_has_a_table() -> None:
+    """A new surface brings its table, and is started by the daemon of these tests."""
+    sections = Config().surfaces
+    ports = {name: getattr(sections, name).port for name in sections.__slots__}
+    assert ports == SURFACES
+    assert set(ports.values()) - UNDOCUMENTED_PORTS == {operation.port for operation in SERVED}
+
+
+def test_the_daemon_listens_on_its_surfaces_alone(daemon: Daemon) -> None:
+    assert listening_ports(daemon.process.pid) == set(daemon.ports.values())
+
+
+@pytest.mark.parametrize(("method", "port", "path"), NOT_YET, ids=str)
+def test_what_is_not_yet_is_not_served(daemon: Daemon, method: str, port: int, path: str) -> None:
+    names = [name for name, documented in SURFACES.items() if documented == port]
+    if not names:
+        return  # the port is not listened on: the test above
+    (name,) = names
+    verb = {"WS": "GET", "SSE": "GET", "GRAPHQL": "POST", "GRPC": "POST"}.get(method, method)
+    answer = daemon.request(verb, path.replace("{", "").replace("}", ""), surface=name)
+    assert answer.status in (404, 405), f"{method} {path} is served: take it out of NOT_YET"
+
+
+def listening_ports(pid: int) -> set[int]:
+    """TCP ports that a process listens on, from what the kernel says of its descriptors."""
+    inodes = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            target = str(entry.readlink())
+        except OSError:
+            continue
+        if target.startswith("socket:["):
+            inodes.add(target[8:-1])
+    ports = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/{pid}/net/{table}").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and fields[9] in inodes:
+                ports.add(int(fields[1].rpartition(":")[2], 16))
+    return ports

@@ -1,0 +1,40 @@
+"""Health answers 503 with the same fields where the node cannot serve."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import msgspec
+import pytest
+
+from api.common.metrics import RequestMetrics
+from api.common.surface import Request
+from api.jobqueue.routes import Queue, health
+from swarmd.cluster.handle import Leadership
+from swarmd.cluster.local import open_local
+from swarmd.domain.jobs import NodeId
+from swarmd.domain.nodes import Node
+from swarmd.state.store import StoreSettings
+from tests.contract.jobqueue import HEALTH
+from tests.contract.kinds import faults
+
+
+async def test_health_of_a_node_that_knows_no_leader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node = Node(NodeId("a"), "a")
+    nothing_asked = cast("Request", None)
+    async with open_local(
+        tmp_path, node, StoreSettings(), now_ms=lambda: 0, new_cluster_id="c"
+    ) as cluster:
+        queue = Queue(cluster, RequestMetrics("executr_"))
+        answer = await health(queue, nothing_asked)
+        assert answer.status == 200
+        assert faults(msgspec.json.decode(answer.body), HEALTH) == []
+        monkeypatch.setattr(cluster, "leadership", lambda: Leadership(None, 1))
+        answer = await health(queue, nothing_asked)
+    assert answer.status == 503
+    body = msgspec.json.decode(answer.body)
+    assert faults(body, HEALTH) == []
+    assert (body["status"], body["leader"]) == ("unhealthy", None)
