@@ -12,7 +12,9 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import fields
 from pathlib import Path
+from secrets import token_urlsafe
 from uuid import uuid4
 
 import trio
@@ -33,6 +35,7 @@ from swarmd.agent.logs import AttemptLogs
 from swarmd.cluster.asks import ReadLog
 from swarmd.cluster.local import LocalCluster, open_local
 from swarmd.config import Config, SurfaceSection
+from swarmd.config_sources import report
 from swarmd.control.term import open_term
 from swarmd.control.upkeep import UpkeepSettings
 from swarmd.domain.actors import SYSTEM
@@ -41,7 +44,7 @@ from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Capacity, Node
 from swarmd.drivers.gpu import list_gpus
 from swarmd.drivers.process import RunnerClient, RunnerSettings, open_runner
-from swarmd.notify import notify
+from swarmd.notify import READY, STOPPING, WATCHDOG, Notifier, take_notifier
 from swarmd.ops import swarm
 from swarmd.state.commands import PutNode
 from swarmd.state.queries import ListDuties
@@ -56,13 +59,20 @@ SWITCH_INTERVAL_S = 0.0005
 def run(config: Config) -> int:
     """Run a node until it is told to stop. The exit status: 0, or 1 with the reason on stderr."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
+    refused: list[BaseException] = []
     try:
         trio.run(_main, config)
     except* SwarmError as refusals:
-        for refusal in _leaves(refusals):
-            print(f"swarmd: {refusal}", file=sys.stderr)
-        return 1
-    return 0
+        refused += _leaves(refusals)
+    for refusal in refused:
+        _say(f"swarmd: {refusal}")
+    return 1 if refused else 0
+
+
+def _say(line: str) -> None:
+    """A word to people, whatever the level and format of the log."""
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
 
 
 def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
@@ -74,14 +84,19 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
 
 
 async def _main(config: Config) -> None:
+    manager = take_notifier(os.environ, os.getpid())
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with open_node(config) as node:
-            _tell_ready(node.urls, config)
+            said = "  ".join(f"{name} {' '.join(urls)}" for name, urls in node.urls.items())
+            _say(f"swarmd: node {config.node.name} is ready: {said}")
+            manager.tell(READY)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_stop_on_signal, signals, node)
+                if manager.watchdog_s is not None:
+                    nursery.start_soon(_watchdog, manager, manager.watchdog_s / 2)
                 await node.stopping.wait()
                 nursery.cancel_scope.cancel()
-            notify("STOPPING=1")
+            manager.tell(STOPPING)
             log.info("stopping", extra={"jobs": "ended too" if node.end_jobs else "left running"})
 
 
@@ -91,10 +106,11 @@ async def _stop_on_signal(signals: AsyncIterator[int], node: RunningNode) -> Non
         node.stop(False)
 
 
-def _tell_ready(urls: dict[str, tuple[str, ...]], config: Config) -> None:
-    said = "  ".join(f"{name} {' '.join(found)}" for name, found in urls.items())
-    print(f"swarmd: node {config.node.name} is ready: {said}", file=sys.stderr, flush=True)
-    notify("READY=1")
+async def _watchdog(manager: Notifier, every_s: float) -> None:
+    """A loop that stands still tells nothing, and the manager starts us again."""
+    while True:
+        manager.tell(WATCHDOG)
+        await trio.sleep(every_s)
 
 
 class RunningNode:
@@ -118,7 +134,7 @@ async def open_node(config: Config) -> AsyncIterator[RunningNode]:
         running = RunningNode()
         node = await _describe(config, data_dir)
         async with open_local(
-            data_dir, node, StoreSettings(), now_ms=_now_ms, new_cluster_id=str(uuid4())
+            data_dir, node, StoreSettings(), now_ms=_now_ms, new_id=_new_id
         ) as cluster:
             await cluster.propose(PutNode(node), SYSTEM)
             store = BlobStore(data_dir / "blobs", bytes_max=config.jobs.blobs_total_bytes_max)
@@ -128,15 +144,25 @@ async def open_node(config: Config) -> AsyncIterator[RunningNode]:
                 open_term(cluster, upkeep),
                 _open_agent(config, cluster, store, data_dir, running),
             ):
-                admin_key = config.security.admin_key or await swarm.admin_key(cluster)
+                admin_key = await _admin_key(config, cluster)
                 surfaces = _surfaces(config, cluster, running, data_dir, admin_key)
-                async with open_surfaces(surfaces, _limits(config), lambda: admin_key) as bound:
-                    running.urls = {name: tuple(urls) for name, urls in bound.items()}
+                async with open_surfaces(
+                    surfaces, _limits(config), admin_key=lambda: admin_key, wall=time.time
+                ) as bound:
+                    running.urls = dict(bound.urls)
                     yield running
+
+
+def _new_id() -> str:
+    return str(uuid4())
 
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
+
+
+async def _admin_key(config: Config, cluster: LocalCluster) -> str:
+    return config.security.admin_key or await swarm.admin_key(cluster, token_urlsafe(32))
 
 
 @contextmanager
@@ -213,7 +239,8 @@ async def _open_agent(
     attempts_dir.chmod(0o711)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(drop_unneeded, cluster, store)
-        if config.jobs.executor or await cluster.read(ListDuties(cluster.node.id)):
+        duties = await cluster.read(ListDuties(cluster.node.id))
+        if config.jobs.executor or duties:
             async with (
                 open_runner(data_dir, RunnerSettings()) as runner,
                 _open_attempts(config, cluster, runner, store, data_dir),
@@ -280,7 +307,10 @@ def _surfaces(
         )  # fmt: skip
     section = config.surfaces.console
     behind = Console(
-        cluster, lambda: config.described(), running.stop, lambda: admin_key,
+        cluster, lambda: [
+            {"setting": name, "value": value, "source": source}
+            for name, value, source in report(config)
+        ], running.stop, lambda: admin_key,
         config.jobs.blob_bytes_max,
     )  # fmt: skip
     surfaces.append(
@@ -294,14 +324,5 @@ def _surfaces(
 
 
 def _limits(config: Config) -> HttpLimits:
-    http = config.http
-    return HttpLimits(
-        header_bytes_max=http.header_bytes_max,
-        headers_max=http.headers_max,
-        header_timeout_s=http.header_timeout_s,
-        body_bytes_max=http.body_bytes_max,
-        body_timeout_s=http.body_timeout_s,
-        idle_timeout_s=http.idle_timeout_s,
-        write_stall_timeout_s=http.write_timeout_s,
-        connections_max=http.connections_max,
-    )
+    """The section has the names of the bounds; those it leaves out are not for operators."""
+    return HttpLimits(**{f.name: getattr(config.http, f.name) for f in fields(config.http)})

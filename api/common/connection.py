@@ -19,7 +19,7 @@ from api.common.auth import Guard, Peer
 from api.common.exchange import CLIENT_GONE_STATUS, ClientGone, Exchange
 from api.common.faults import HttpFault, RequestTimeout
 from api.common.wire import Head, RawHeaders, check_beginning, parse_head
-from swarmd.domain.errors import SwarmError, Unavailable
+from swarmd.domain.errors import Unavailable
 
 if TYPE_CHECKING:
     from api.common.site import Site
@@ -189,15 +189,18 @@ class Connection:
             refusal = Unavailable(
                 f"no answer within {self._limits.handler_timeout_s:g} s; it may still take effect"
             )
-        if now >= self._write_deadline:
-            return
         exchange.keep_alive = False
+        if self._write_deadline != math.inf:
+            return  # in the middle of a write: whatever came next would be read as a part of it
         if not exchange.status and refusal is not None:
             await exchange.answer(self.site.surface.envelope.answer(refusal))
             await self._linger()
+        elif exchange.last_words:
+            await self.write(exchange.last_words)
+            await self._linger()
         elif exchange.status and exchange.is_stream and not exchange.finished:
             await exchange.finish()
-            self._send_eof()
+            await self._linger()
 
     async def _linger(self) -> None:
         """Say that nothing more comes, and let the client read the answer before it would see a
@@ -302,8 +305,3 @@ class Connection:
     def disarm_handler(self) -> None:
         self._handler_deadline = math.inf
         self._arm()
-
-    async def answer_fault(self, exchange: Exchange) -> None:
-        """Our own mistake: a plain 500, unless an answer has begun; then only an end."""
-        if not exchange.status:
-            await exchange.answer(self.site.surface.envelope.fault())

@@ -46,6 +46,8 @@ class Exchange:
         self.is_stream = False
         self.refusal: SwarmError | None = None
         """Why the work on it was cancelled, to be told to the client if nothing was yet."""
+        self.last_words = b""
+        """What a stream of another protocol says when the surfaces close."""
         self.keep_alive = head.keep_alive
         self.started = trio.current_time()
         self._load = load
@@ -114,7 +116,7 @@ class Exchange:
                     if self._body_bytes > self._body_bytes_max:
                         raise self._too_large()
                     return piece
-                if self.body_done:
+                if self._chunked is not None and self._chunked.done:
                     break
             if self._continue_owed:
                 self._continue_owed = False

@@ -79,7 +79,13 @@ class NotImplementedFault(HttpFault):
     status = 501
 
 
-class PortTaken(SwarmError):
+class CannotListen(SwarmError):
     """A surface could not listen; the message names it, the address and the setting."""
+
+    code = "cannot_listen"
+
+
+class PortTaken(CannotListen):
+    """Somebody else listens there already."""
 
     code = "port_taken"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+import trio
 
 from api.common.limits import HttpLimits
 
@@ -14,3 +16,15 @@ class Load:
     requests: int = 0
     streams: int = 0
     stopping: bool = False
+    _emptied: trio.Event = field(default_factory=trio.Event)
+
+    def give_connection(self) -> None:
+        self.connections -= 1
+        if self.stopping and not self.connections:
+            self._emptied.set()
+
+    async def drained(self) -> None:
+        """Wait until no connection is left; the stop has begun."""
+        assert self.stopping
+        if self.connections:
+            await self._emptied.wait()

@@ -15,9 +15,8 @@ from api.common.surface import HotRoute, Request, Response, json_answer
 from api.console.shapes import JobIn, JobOut, Json
 from swarmd.cluster.handle import Cluster
 from swarmd.domain.errors import Forbidden, Invalid
-from swarmd.domain.jobs import Job, JobId, JobKind, JobStatus
+from swarmd.domain.jobs import Job, JobFilter, JobId, JobKind, JobStatus
 from swarmd.ops import blobs, explain, jobs, logs, outputs, swarm, waiting
-from swarmd.ops.jobs import JobFilter
 
 API = "/api/v1"
 SPEC_BODY_BYTES_MAX = 1024 * 1024
@@ -224,4 +223,3 @@ def hot_routes(console: Console) -> tuple[HotRoute, ...]:
         upload,
         *(HotRoute(r.method, r.template, bound(r), r.body_bytes_max) for r in ROUTES),
     )
-

@@ -1,4 +1,4 @@
-"""The console's shapes: every kind of job, each node, and words for people in place of nulls' why."""
+"""The console's shapes: jobs of every kind, as the command line and the web page read them."""
 
 from __future__ import annotations
 

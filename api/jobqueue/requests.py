@@ -14,12 +14,13 @@ from typing import Annotated, Self
 
 import msgspec
 
-from api.jobqueue.fields import (
+from api.common.jobfields import (
     HOST,
     NAME,
     NAME_CHARS_MAX,
     SHA256,
     TYPE,
+    ResourcesIn,
     arguments_of,
     bound_size,
     checked_url,
@@ -28,14 +29,20 @@ from api.jobqueue.fields import (
     env_of,
     key_of,
     labels_of,
-    memory_bytes_of,
     retries_of,
     timeout_s_of,
 )
 from api.jobqueue.words import priority_of, statuses_of
 from swarmd.domain.errors import Invalid, NotFound, TooLarge
-from swarmd.domain.jobs import BULK_JOBS_MAX, Fetch, JobId, JobKind, JobSpec, Resources
-from swarmd.ops.jobs import JobFilter
+from swarmd.domain.jobs import (
+    BULK_JOBS_MAX,
+    Fetch,
+    JobFilter,
+    JobId,
+    JobKind,
+    JobSpec,
+    Resources,
+)
 from swarmd.ops.logs import Stream
 
 ERROR_CHARS_MAX = 4096
@@ -47,31 +54,6 @@ _YES_NO = {"true": True, "1": True, "yes": True, "": True, "false": False, "0": 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,1000}")
 
 ExitCode = Annotated[int, msgspec.Meta(ge=-(2**31), le=2**32 - 1)]
-
-
-class ResourcesIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    cpus: float | None = None
-    memory: int | str | None = None
-    memory_bytes: int | None = None
-    gpus: int | None = None
-    pids: int | None = None
-
-    def resources(self) -> Resources:
-        if self.memory is not None and self.memory_bytes is not None:
-            raise Invalid("give memory or memory_bytes, not both", field="resources.memory")
-        memory = self.memory if self.memory_bytes is None else self.memory_bytes
-        if self.cpus is not None and not 0 < self.cpus <= 65536:
-            raise Invalid("cpus must be above 0, such as 0.5 or 2", field="resources.cpus")
-        if self.gpus is not None and not 0 <= self.gpus <= 1024:
-            raise Invalid("gpus must be a whole number from 0 to 1024", field="resources.gpus")
-        if self.pids is not None and not 1 <= self.pids <= 2**22:
-            raise Invalid(f"pids must be from 1 to {2**22}", field="resources.pids")
-        return Resources(
-            cpus=self.cpus,
-            memory_bytes=None if memory is None else memory_bytes_of(memory),
-            gpus=self.gpus or 0,
-            pids=self.pids,
-        )
 
 
 class JobIn(msgspec.Struct, frozen=True):

@@ -141,7 +141,8 @@ def _spec_or_refusal(asked: JobIn | SwarmError) -> JobSpec | SwarmError:
 
 async def list_jobs(queue: Queue, request: Request) -> Response:
     found = await jobs.list_jobs(queue.cluster, list_filter(_query(request)))
-    return json_answer([row async for row in _in_slices(found, Row.of)])
+    names = await swarm.node_names(queue.cluster)
+    return json_answer([row async for row in _in_slices(found, lambda job: Row.of(job, names))])
 
 
 async def find(queue: Queue, request: Request) -> Response:
@@ -255,11 +256,13 @@ async def show_executors(queue: Queue, request: Request) -> Response:
 
 async def _details(queue: Queue, job: Job) -> Response:
     """What a job wrote is known once it has ended; a part of a try that failed before is not it."""
+    ours = any(not attempt.external for attempt in job.attempts)
+    names = await swarm.node_names(queue.cluster) if ours else {}
     stdout = stderr = None
     if job.result is not None and job.status.ended:
         stdout = await _long_text(await outputs.output_text(queue.cluster, job.result.stdout))
         stderr = await _long_text(await outputs.output_text(queue.cluster, job.result.stderr))
-    return json_answer(Details.of(job, stdout, stderr))
+    return json_answer(Details.of(job, names, stdout, stderr))
 
 
 async def _long_text(text: str) -> str | msgspec.Raw:

@@ -25,6 +25,9 @@ from swarmd.ops.explain import Explanation
 from swarmd.ops.stats import ExecutorView, Stats
 from swarmd.ops.swarm import Health
 
+Names = Mapping[str, str]
+"""Names of our nodes by their ids. An executor of someone else's is known by its name alone."""
+
 
 class Created(msgspec.Struct, frozen=True):
     """The answer to a submitted job."""
@@ -76,13 +79,13 @@ class Row(msgspec.Struct, frozen=True):
     error_message: str | None
 
     @classmethod
-    def of(cls, job: Job) -> Self:
+    def of(cls, job: Job, names: Names) -> Self:
         return cls(
             id=job.id,
             type=job.spec.type,
             status=status_word(job.status),
             priority=priority_word(job.spec.priority),
-            executor_id=_executor(job),
+            executor_id=_executor(job, names),
             created_at=moment(job.created_at),
             started_at=_started(job),
             completed_at=moment(job.ended_at),
@@ -100,14 +103,14 @@ class AttemptOut(msgspec.Struct, frozen=True):
     error_message: str | None
 
     @classmethod
-    def of(cls, attempt: Attempt) -> Self | None:
+    def of(cls, attempt: Attempt, names: Names) -> Self | None:
         """None for an attempt that has not started, or was taken back before it did."""
         word = ATTEMPT_WORDS[attempt.status]
         if word is None:
             return None
         began = attempt.assigned_at if attempt.started_at is None else attempt.started_at
         return cls(
-            executor_id=attempt.node_id,
+            executor_id=names.get(attempt.node_id, attempt.node_id),
             executor_ip=attempt.address,
             started_at=moment(began),
             ended_at=moment(attempt.ended_at),
@@ -169,7 +172,11 @@ class Details(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(
-        cls, job: Job, stdout: str | msgspec.Raw | None, stderr: str | msgspec.Raw | None
+        cls,
+        job: Job,
+        names: Names,
+        stdout: str | msgspec.Raw | None = None,
+        stderr: str | msgspec.Raw | None = None,
     ) -> Self:
         spec = job.spec
         source = spec.source
@@ -185,7 +192,7 @@ class Details(msgspec.Struct, frozen=True):
             env_variables=spec.env,
             priority=priority_word(spec.priority),
             status=status_word(job.status),
-            executor_id=_executor(job),
+            executor_id=_executor(job, names),
             stdout=stdout,
             stderr=stderr,
             exit_code=job.result.exit_code if job.result else None,
@@ -194,7 +201,7 @@ class Details(msgspec.Struct, frozen=True):
             started_at=_started(job),
             completed_at=moment(job.ended_at),
             duration_ms=(job.ended_at or 0) - (job.started_at or 0) if took else None,
-            attempts=[out for a in job.attempts if (out := AttemptOut.of(a))],
+            attempts=[out for a in job.attempts if (out := AttemptOut.of(a, names))],
             timeout_seconds=spec.timeout_s,
             max_retries=spec.max_retries,
             depends_on=spec.depends_on,
@@ -321,9 +328,11 @@ def plain_facts(facts: Mapping[str, object]) -> dict[str, object]:
     return plain
 
 
-def _executor(job: Job) -> str | None:
+def _executor(job: Job, names: Names) -> str | None:
     """A job that went back to the queue is nobody's: what tried it is in its attempts."""
-    return None if job.status is JobStatus.PENDING else job.node_id
+    if job.status is JobStatus.PENDING or job.node_id is None:
+        return None
+    return names.get(job.node_id, job.node_id)
 
 
 def _started(job: Job) -> datetime | None:

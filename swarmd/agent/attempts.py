@@ -16,7 +16,7 @@ from pathlib import Path
 import trio
 
 from swarmd.agent.binaries import Binaries
-from swarmd.agent.launch import Account, error_of, find_program, order_of, status_of
+from swarmd.agent.launch import JOB_PATH, Account, error_of, find_program, order_of, status_of
 from swarmd.agent.logs import STREAMS, AttemptLogs
 from swarmd.agent.output import cut_file
 from swarmd.cluster.feed import FellBehind
@@ -32,8 +32,8 @@ from swarmd.domain.jobs import (
     Output,
     Result,
 )
-from swarmd.drivers.process import Ended, RunnerClient, Started
-from swarmd.state.commands import AddBlob, AttemptReport, ReportAttempts
+from swarmd.drivers.process import AttemptOrder, Ended, RunnerClient, Started
+from swarmd.state.commands import AddBlob, AttemptReport, Command, ReportAttempts, T
 from swarmd.state.queries import Duty, ListDuties
 
 log = logging.getLogger(__name__)
@@ -177,8 +177,8 @@ class Attempts:
                 held.started_at = now - standings[attempt_id].age_s
                 self._repin(held)
             elif duty.attempt.status is AttemptStatus.RUNNING:
-                self._report_end(attempt_id, AttemptStatus.LOST,
-                                 Result(error="the runner on the node went away with it"))  # fmt: skip
+                gone = Result(error="the runner on the node went away with it")
+                self._report_end(attempt_id, AttemptStatus.LOST, gone)
             else:
                 self._waiting.append(attempt_id)
         stale = [i for i in standings if i not in by_id]
@@ -188,8 +188,8 @@ class Attempts:
         if stale:
             await self._runner.stop(stale, grace_s=0)
         if by_id or standings:
-            log.info("attempts taken back",
-                     extra={"running": len(standings) - len(stale), "waiting": len(self._waiting)})  # fmt: skip
+            running = len(standings) - len(stale)
+            log.info("attempts taken back", extra={"running": running})
 
     def _repin(self, held: _Held) -> None:
         source = held.duty.spec.source
@@ -240,7 +240,7 @@ class Attempts:
         if orders:
             await self._runner.start(orders)
 
-    def _order(self, held: _Held):  # type: ignore[no-untyped-def]
+    def _order(self, held: _Held) -> AttemptOrder:
         spec, attempt_id = held.duty.spec, held.duty.attempt.id
         directory = self.logs.directory(attempt_id)
         if held.program is None:
@@ -312,15 +312,9 @@ class Attempts:
         )
 
     async def _output(self, path: Path, hole: tuple[int, int] | None) -> Output:
-        try:
-            size = path.stat().st_size
-        except OSError:
-            return Output()
-        if size == 0:
-            return Output()
-        if size <= INLINE_BYTES_MAX and hole is None:
-            data = path.read_bytes()[:INLINE_BYTES_MAX]
-            return Output(inline=data, size=len(data))
+        small = _read_small(path, hole)
+        if small is not None:
+            return Output(inline=small, size=len(small))
         data = await trio.to_thread.run_sync(lambda: cut_file(path, cut=hole))
         if len(data) <= INLINE_BYTES_MAX:
             return Output(inline=data, size=len(data))
@@ -335,7 +329,7 @@ class Attempts:
         await self._patiently(command)
         return Output(blob=info.sha256, size=len(data))
 
-    async def _patiently(self, command):  # type: ignore[no-untyped-def]
+    async def _patiently(self, command: Command[T]) -> T:
         """Propose, and again for as long as the swarm is too busy."""
         while True:
             try:
@@ -399,6 +393,20 @@ class Attempts:
             bytes_max = self._settings.logs_total_bytes_max
             await trio.to_thread.run_sync(self.logs.forget_oldest, bytes_max, keep)
             await trio.sleep(60)
+
+
+def _read_small(path: Path, hole: tuple[int, int] | None) -> bytes | None:
+    """What fits into a result; read on the spot, since a thread would cost more than the read.
+    None where there is more."""
+    try:
+        size = path.stat().st_size
+        if size == 0:
+            return b""
+        if size > INLINE_BYTES_MAX or hole is not None:
+            return None
+        return path.read_bytes()[:INLINE_BYTES_MAX]
+    except OSError:
+        return b""
 
 
 def _age_ms(now: float, at: float | None) -> int | None:

@@ -1,4 +1,4 @@
-"""This node's blobs as the swarm sees them: bounded one by one, and removed once nobody needs them."""
+"""This node's blobs as the swarm sees them: bounded, and removed once nobody needs them."""
 
 from __future__ import annotations
 

@@ -106,9 +106,9 @@ def find_program(spec: JobSpec, path: str) -> str:
     if "/" in program:
         return program
     for folder in path.split(":"):
-        candidate = f"{folder}/{program}"
-        if folder.startswith("/") and os.access(candidate, os.X_OK) and os.path.isfile(candidate):
-            return candidate
+        candidate = Path(folder) / program
+        if folder.startswith("/") and os.access(candidate, os.X_OK) and candidate.is_file():
+            return str(candidate)
     raise Invalid(f"failed to start: no program {program!r} on PATH {path}", program=program)
 
 
@@ -141,4 +141,3 @@ def error_of(ended: Ended, spec: JobSpec) -> str | None:
     if ended.signal:
         return f"killed by signal {ended.signal}"
     return None if ended.exit_code == 0 else f"exit code {ended.exit_code}"
-

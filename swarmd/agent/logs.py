@@ -81,7 +81,9 @@ class AttemptLogs:
                 start = max(offset, os.lseek(fd, offset, _SEEK_DATA))
                 hole = os.lseek(fd, start, _SEEK_HOLE)
                 bytes_max = min(bytes_max, max(1, hole - start))
-            note = f"[... {start - offset} bytes cut here ...]\n".encode() if start > offset else b""
+            note = (
+                f"[... {start - offset} bytes cut here ...]\n".encode() if start > offset else b""
+            )
             data = os.pread(fd, bytes_max, start)
             return (note + data, start - len(note)) if data else (b"", offset)
         finally:
@@ -98,7 +100,7 @@ class AttemptLogs:
 
             nursery.start_soon(first, ended.wait)
             with suppress(FileNotFoundError), watching(path) as watch:
-                if path.stat().st_size <= offset and self._running(attempt_id):
+                if _size(path) <= offset and self._running(attempt_id):
                     await first(watch.changed)
                 nursery.cancel_scope.cancel()
 
@@ -119,6 +121,10 @@ class AttemptLogs:
             total -= size
             removed += 1
         return removed
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size
 
 
 def _disk_bytes(directory: Path) -> int:

@@ -8,7 +8,7 @@ from swarmd.cluster.handle import Ask
 from swarmd.domain.jobs import AttemptId, JobId
 
 
-class Beat(Ask[None]):
+class Beat(Ask[None], frozen=True):
     """An executor's sign of life for the job it runs; the leader keeps it in memory."""
 
     executor: str
@@ -21,11 +21,11 @@ class LastBeat(msgspec.Struct, frozen=True):
     """Milliseconds since 1970, by the leader's clock."""
 
 
-class ListBeats(Ask["list[LastBeat]"]):
+class ListBeats(Ask["list[LastBeat]"], frozen=True):
     """Executors that gave a sign of life lately."""
 
 
-class ReadLog(Ask["LogChunk"]):
+class ReadLog(Ask["LogChunk"], frozen=True):
     """Bytes of an attempt's output from an offset on. With `wait_s` it waits that long for some."""
 
     attempt_id: AttemptId

@@ -1,4 +1,4 @@
-"""The feed: each event to each subscriber, in order, with a bound on how far one may fall behind."""
+"""The feed: each event to each subscriber, in order; who falls too far behind is dropped."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ class Subscription:
         try:
             return await self._live.receive()
         except trio.EndOfChannel:
-            raise FellBehind("events came faster than they were taken", after=self.last_seq) from None
+            raise FellBehind(
+                "events came faster than they were taken", after=self.last_seq
+            ) from None
 
     def take_waiting(self, limit: int = BACKLOG_MAX) -> list[Event]:
         """What is there already, without waiting: for a reader that works in batches."""

@@ -72,6 +72,9 @@ class Cluster(Protocol):
     async def ask(self, target: NodeId | Leader, request: Ask[T]) -> T:
         """Ask one node. NotFound: no such node; Unavailable: it cannot be reached."""
 
+    def new_id(self) -> str:
+        """An id that nobody else has made or will make."""
+
     def now_ms(self) -> int:
         """The swarm's time as this node sees it: never before that of the last entry."""
 

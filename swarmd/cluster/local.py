@@ -26,11 +26,14 @@ TERM = 1
 class LocalCluster:
     blobs: BlobPort
 
-    def __init__(self, node: Node, store: Store, now_ms: Callable[[], int]) -> None:
+    def __init__(
+        self, node: Node, store: Store, now_ms: Callable[[], int], new_id: Callable[[], str]
+    ) -> None:
         self.node = node
         self.cluster_id = ""
         self._store = store
         self._now_ms = now_ms
+        self.new_id = new_id
         self._feed = Feed()
         self._answers: dict[type[Any], Answer] = {}
         self._next_index = store.applied + 1
@@ -106,12 +109,12 @@ class LocalCluster:
 @asynccontextmanager
 async def open_local(
     data_dir: Path, node: Node, settings: StoreSettings, *, now_ms: Callable[[], int],
-    new_cluster_id: str,
+    new_id: Callable[[], str],
 ) -> AsyncIterator[LocalCluster]:  # fmt: skip
-    """Open the state and be the swarm. `new_cluster_id` is used only where there is none yet."""
+    """Open the state and be the swarm: the one that it is of, or a new one."""
     async with open_store(data_dir / "state.db", settings) as store:
-        cluster = LocalCluster(node, store, now_ms)
+        cluster = LocalCluster(node, store, now_ms, new_id)
         cluster._last_event_seq = (await cluster.read(GetStanding())).event_seq
-        command = PutSetting("cluster_id", new_cluster_id.encode(), only_new=True)
+        command = PutSetting("cluster_id", new_id().encode(), only_new=True)
         cluster.cluster_id = (await cluster.propose(command, SYSTEM)).decode()
         yield cluster

@@ -64,10 +64,10 @@ class Pace:
                 | JobRequeued(attempt_id=attempt_id)
                 | JobRetrying(attempt_id=attempt_id)
             ):
-                node_id = self._holder.pop(attempt_id, None)
-                if node_id is not None:
-                    self._hold(node_id, -1, event.seq)
-                    self._ends.setdefault(node_id, deque(maxlen=1024)).append(now)
+                holder = self._holder.pop(AttemptId(attempt_id), None)
+                if holder is not None:
+                    self._hold(holder, -1, event.seq)
+                    self._ends.setdefault(holder, deque(maxlen=1024)).append(now)
 
     def _hold(self, node_id: NodeId, delta: int, seq: int) -> None:
         if seq > self._known_seq:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
@@ -100,22 +101,19 @@ async def listen(cluster: Cluster, presence: Presence) -> None:
 
 async def prune(cluster: Cluster, term: int, settings: UpkeepSettings) -> None:
     while True:
-        before = cluster.now_ms() - int(settings.keep_s * 1000)
-        idle_before = cluster.now_ms() - BLOB_IDLE_MS
-        await _until_few(lambda: cluster.propose(PruneJobs(before, _PER_ENTRY, term), SYSTEM))
-        await _until_few(
-            lambda: cluster.propose(
-                PruneEvents(settings.events_keep, 10 * _PER_ENTRY, term), SYSTEM
-            )
-        )
-        await _until_few(
-            lambda: _count(cluster.propose(DropBlobs(idle_before, _PER_ENTRY, term), SYSTEM))
-        )
+        now = cluster.now_ms()
+        jobs = PruneJobs(now - int(settings.keep_s * 1000), _PER_ENTRY, term)
+        events = PruneEvents(settings.events_keep, 10 * _PER_ENTRY, term)
+        blobs = DropBlobs(now - BLOB_IDLE_MS, _PER_ENTRY, term)
+        await _until_few(partial(cluster.propose, jobs, SYSTEM))
+        await _until_few(partial(cluster.propose, events, SYSTEM))
+        await _until_few(partial(_dropped, cluster, blobs))
         await trio.sleep(PRUNE_EVERY_S)
 
 
-async def _count(names: Awaitable[tuple[str, ...]]) -> int:
-    return len(await names)
+async def _dropped(cluster: Cluster, command: DropBlobs) -> int:
+    dropped = await cluster.propose(command, SYSTEM)
+    return len(dropped)
 
 
 async def _until_few(step: Callable[[], Awaitable[int]]) -> None:

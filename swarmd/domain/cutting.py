@@ -22,7 +22,9 @@ def cut(data: bytes, bytes_max: int = OUTPUT_BYTES_MAX) -> bytes:
     check_bound(bytes_max)
     if len(data) <= bytes_max:
         return data
-    return join_ends(data[:bytes_max], data[-bytes_max:], len(data), bytes_max, lambda: lines_of(data))
+    return join_ends(
+        data[:bytes_max], data[-bytes_max:], len(data), bytes_max, lambda: lines_of(data)
+    )
 
 
 def join_ends(

@@ -13,32 +13,32 @@ class Body(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
     pass
 
 
-class JobSubmitted(Body):
+class JobSubmitted(Body, frozen=True):
     job_id: JobId
     kind: JobKind
     ready: bool
 
 
-class JobReady(Body):
+class JobReady(Body, frozen=True):
     """What it waited for is over."""
 
     job_id: JobId
 
 
-class JobAssigned(Body):
+class JobAssigned(Body, frozen=True):
     job_id: JobId
     attempt_id: AttemptId
     node_id: NodeId
     external: bool = False
 
 
-class JobStarted(Body):
+class JobStarted(Body, frozen=True):
     job_id: JobId
     attempt_id: AttemptId
     node_id: NodeId
 
 
-class AttemptStopped(Body):
+class AttemptStopped(Body, frozen=True):
     """The attempt no longer holds its job: its node must end whatever still runs of it."""
 
     job_id: JobId
@@ -47,20 +47,20 @@ class AttemptStopped(Body):
     reason: str
 
 
-class JobRequeued(Body):
+class JobRequeued(Body, frozen=True):
     job_id: JobId
     attempt_id: AttemptId
     reason: str
 
 
-class JobRetrying(Body):
+class JobRetrying(Body, frozen=True):
     job_id: JobId
     attempt_id: AttemptId
     not_before: int
     error: str = ""
 
 
-class JobEnded(Body):
+class JobEnded(Body, frozen=True):
     job_id: JobId
     status: JobStatus
     attempt_id: AttemptId | None = None
@@ -69,31 +69,31 @@ class JobEnded(Body):
     """Others wait for it; they are settled by a later entry."""
 
 
-class JobsPruned(Body):
+class JobsPruned(Body, frozen=True):
     count: int
     before: int
 
 
-class GroupCreated(Body):
+class GroupCreated(Body, frozen=True):
     group_id: GroupId
 
 
-class NodeChanged(Body):
+class NodeChanged(Body, frozen=True):
     node_id: NodeId
     what: str
 
 
-class BlobAdded(Body):
+class BlobAdded(Body, frozen=True):
     sha256: str
     size_bytes: int
     node_id: NodeId
 
 
-class BlobsDropped(Body):
+class BlobsDropped(Body, frozen=True):
     sha256s: tuple[str, ...]
 
 
-class SettingChanged(Body):
+class SettingChanged(Body, frozen=True):
     key: str
 
 

@@ -225,3 +225,12 @@ class Job(msgspec.Struct, frozen=True):
     error: str | None = None
     attempts: tuple[Attempt, ...] = ()
     """Filled only where the whole job was asked for."""
+
+
+class JobFilter(msgspec.Struct, frozen=True, omit_defaults=True):
+    kind: JobKind | None = None
+    statuses: tuple[JobStatus, ...] = ()
+    type: str | None = None
+    priority: int | None = None
+    limit: int = 100
+    offset: int = 0

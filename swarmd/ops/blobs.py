@@ -24,9 +24,7 @@ async def put(
     return info
 
 
-def open_blob(
-    cluster: Cluster, sha256: str
-) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+def open_blob(cluster: Cluster, sha256: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
     """NotFound when nobody has it."""
     return cluster.blobs.open(checked_sha256(sha256))
 

@@ -78,9 +78,7 @@ def _verdict(job: Job, node: Node, used: Usage) -> NodeVerdict:
     return NodeVerdict(node.name, not reasons, tuple(reasons))
 
 
-def _summary(
-    job: Job, waits_for: tuple[str, ...], verdicts: list[NodeVerdict], ahead: int
-) -> str:
+def _summary(job: Job, waits_for: tuple[str, ...], verdicts: list[NodeVerdict], ahead: int) -> str:
     if waits_for:
         return "waits for " + "; ".join(waits_for)
     if any(verdict.can_run for verdict in verdicts):
@@ -89,4 +87,3 @@ def _summary(
     if not verdicts or all(v.reasons == ("the node runs no jobs",) for v in verdicts):
         return f"no node runs jobs: an executor has to claim it; {queue}"
     return f"no node can take it at present; {queue}"
-

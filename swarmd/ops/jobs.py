@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from uuid import uuid4
 
 from swarmd.cluster.asks import Beat
 from swarmd.cluster.handle import LEADER, Cluster
@@ -14,6 +13,7 @@ from swarmd.domain.jobs import (
     BULK_JOBS_MAX,
     GroupId,
     Job,
+    JobFilter,
     JobId,
     JobSpec,
     Output,
@@ -29,7 +29,7 @@ from swarmd.state.commands import (
     Refusal,
     SubmitJobs,
 )
-from swarmd.state.queries import AnyReady, FindJob, FindJobs, JobFilter, ListJobs
+from swarmd.state.queries import AnyReady, FindJob, FindJobs, ListJobs
 from swarmd.state.store import encoded_size
 
 BULK_ENTRY_JOBS = 100
@@ -49,7 +49,7 @@ def _error(refusal: Refusal) -> SwarmError:
 
 async def submit(cluster: Cluster, actor: Actor, spec: JobSpec) -> Job:
     """Queue one job. Refusals: those of SubmitJobs."""
-    new = NewJob(JobId(str(uuid4())), spec)
+    new = NewJob(JobId(cluster.new_id()), spec)
     (outcome,) = await cluster.propose(SubmitJobs((new,)), actor)
     return _raised(outcome)
 
@@ -66,7 +66,7 @@ async def submit_many(
     ]
     if all(outcomes):
         return [outcome for outcome in outcomes if outcome is not None]
-    group_id = GroupId(str(uuid4()))
+    group_id = GroupId(cluster.new_id())
     await cluster.propose(CreateGroup(Group(group_id, GroupKind.BULK)), actor)
     batch: list[tuple[int, NewJob]] = []
     size = 0
@@ -74,14 +74,15 @@ async def submit_many(
     async def flush() -> None:
         nonlocal batch, size
         command = SubmitJobs(tuple(new for _, new in batch), group_id)
-        for (place, _), got in zip(batch, await cluster.propose(command, actor), strict=True):
+        answers = await cluster.propose(command, actor)
+        for (place, _), got in zip(batch, answers, strict=True):
             outcomes[place] = _error(got) if isinstance(got, Refusal) else got
         batch, size = [], 0
 
     for place, spec in enumerate(specs):
         if isinstance(spec, SwarmError):
             continue
-        new = NewJob(JobId(str(uuid4())), spec)
+        new = NewJob(JobId(cluster.new_id()), spec)
         new_size = encoded_size(new)
         if batch and (len(batch) >= BULK_ENTRY_JOBS or size + new_size > BULK_ENTRY_BYTES):
             await flush()
@@ -103,9 +104,7 @@ async def list_jobs(cluster: Cluster, wanted: JobFilter) -> list[Job]:
     return await cluster.read(ListJobs(wanted))
 
 
-async def cancel(
-    cluster: Cluster, actor: Actor, job_id: str, *, only_pending: bool = False
-) -> Job:
+async def cancel(cluster: Cluster, actor: Actor, job_id: str, *, only_pending: bool = False) -> Job:
     """Conflict once it has ended or, with `only_pending`, once it runs."""
     command = CancelJobs((JobId(job_id),), only_pending)
     (outcome,) = await cluster.propose(command, actor)

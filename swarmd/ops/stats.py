@@ -66,7 +66,8 @@ async def executors(cluster: Cluster) -> list[ExecutorView]:
     """Who works the queue off: executors heard of in the last 30 s, and nodes that run jobs."""
     beats = await cluster.ask(LEADER, ListBeats())
     completed = await cluster.read(CompletedBy())
-    claims = {claim.executor: claim for claim in reversed(await cluster.read(ListClaims()))}
+    held = await cluster.read(ListClaims())
+    claims = {claim.executor: claim for claim in reversed(held)}
     views = []
     for beat in beats:
         claim = claims.get(beat.executor)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from secrets import token_urlsafe
-
 import msgspec
 
 from swarmd.cluster.handle import Cluster
@@ -90,10 +88,10 @@ async def node_names(cluster: Cluster) -> dict[str, str]:
     return {node.id: node.name for node in await cluster.read(ListNodes())}
 
 
-async def admin_key(cluster: Cluster) -> str:
-    """The swarm's own key, made when it is first asked for and the same on every node."""
+async def admin_key(cluster: Cluster, made: str) -> str:
+    """The swarm's own key, the same on every node: `made` is taken where there is none yet."""
     known = await cluster.read(GetSetting(ADMIN_KEY))
     if known is None:
-        made = token_urlsafe(32).encode()
-        known = await cluster.propose(PutSetting(ADMIN_KEY, made, only_new=True), SYSTEM)
+        command = PutSetting(ADMIN_KEY, made.encode(), only_new=True)
+        known = await cluster.propose(command, SYSTEM)
     return known.decode()

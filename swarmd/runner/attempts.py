@@ -153,9 +153,10 @@ class Attempt:
         return dumps(end)
 
     def standing(self) -> dict[str, Any]:
+        ending = self.kill_ns is not None or self.status is not None
         return {
             "id": self.order.id,
-            "status": "ending" if self.kill_ns is not None or self.status is not None else "running",
+            "status": "ending" if ending else "running",
             "pid": self.pid,
             "started_ns": self.started_ns,
         }

@@ -244,7 +244,7 @@ class Cgroups:
                 if best[1]:
                     remove(best[1])
                 best = (len(have), base)
-                self.controllers = {name: (base, 2) for name in have}
+                self.controllers = dict.fromkeys(have, (base, 2))
             elif base != best[1]:
                 remove(base)
             if have == wanted:

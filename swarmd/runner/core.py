@@ -100,7 +100,9 @@ class Core:
     def known(self) -> list[int]:
         return [*self.waiting, *self.running, *self._ends, *self.journal.ended]
 
-    def stop(self, ids: list[int] | None, grace_ms: int | None, reason: str, now_ns: int) -> list[int]:
+    def stop(
+        self, ids: list[int] | None, grace_ms: int | None, reason: str, now_ns: int
+    ) -> list[int]:
         """End attempts; answer which are not there to be ended."""
         unknown = []
         for attempt_id in [*self.waiting, *self.running] if ids is None else ids:
@@ -170,6 +172,8 @@ class Core:
             self._commit(now_ns)
 
     def _start_some(self, now_ns: int) -> None:
+        if not self.running:
+            self._next_ns = now_ns + TICK_NS
         ids = list(self.waiting)[:STARTS_PER_TURN]
         uid = os.geteuid()
         orders = [self.waiting[i] for i in ids]
@@ -197,7 +201,6 @@ class Core:
             self._started.append((order.id, attempt.pid))
             self.news[order.id] = None
             self._wake_by(attempt.due_ns())
-            self._wake_by(now_ns + TICK_NS)
 
     def _launch(self, attempt: Attempt) -> None:
         order = attempt.order
@@ -303,7 +306,8 @@ class Core:
             if attempt.kill_ns is not None and now_ns >= attempt.kill_ns:
                 if attempt.status is None:
                     attempt.kill()
-                    self._wake_by(now_ns + CLEAR_TICK_NS)
+                    attempt.kill_ns = now_ns + 2 * CLEAR_TICK_NS
+                    self._wake_by(attempt.kill_ns)
                 else:
                     self._clear(attempt, now_ns)
             else:
@@ -357,8 +361,6 @@ class Core:
     def _wake_by(self, at_ns: int | None) -> None:
         if at_ns is not None and at_ns < self._next_ns:
             self._next_ns = at_ns
-        elif self._next_ns < 0:
-            self._next_ns = at_ns or 0
 
     # -- after a runner that was killed ----------------------------------------------------------
 
@@ -377,8 +379,9 @@ class Core:
                 break
             signal.sigtimedwait((), 0.01)
         for attempt_id in began:
-            rebooted = attempt_id not in here
-            error = "the machine was restarted" if rebooted else "the runner that held it was killed"
+            error = "the runner that held it was killed"
+            if attempt_id not in here:
+                error = "the machine was restarted"
             self._ends[attempt_id] = end_unstarted(attempt_id, "lost", error, now_ns)
 
 
@@ -387,20 +390,13 @@ def _remnants(began: dict[int, Began], key: str) -> set[int]:
     if not began:
         return set()
     processes = trees.scan()
-    sessions = {b.pid: b.since_ns for b in began.values() if b.pid}
+    # A start is told in clock ticks, rounded down; an older process is none of ours.
+    sessions = {b.pid: b.since_ns - 20 * NS_PER_MS for b in began.values() if b.pid}
     tags = {f"{key}-{attempt_id}" for attempt_id in began}
-    leaders = {
-        pid
-        for pid, since_ns in sessions.items()
-        if pid not in processes or processes[pid].since_ns >= since_ns - 20 * NS_PER_MS
-    }
     roots = {
         pid
         for pid, process in processes.items()
-        if pid != os.getpid()
-        and (
-            (process.session in leaders and process.since_ns >= sessions[process.session] - 20 * NS_PER_MS)
-            or trees.tag_of(pid) in tags
-        )
+        if process.since_ns >= sessions.get(process.session, process.since_ns + 1)
+        or trees.tag_of(pid) in tags
     }
-    return trees.with_descendants(processes, roots)
+    return trees.with_descendants(processes, roots - {os.getpid()})

@@ -94,6 +94,9 @@ class Journal:
                 self.began[attempt_id].pid = pid
         for end in record.get("ended", ()):
             self.began.pop(end["id"], None)
+            if boot_id != self.boot_id:  # Times of another boot mean nothing in this one.
+                end.pop("started_ns", None)
+                end.pop("ended_ns", None)
             self.ended[end["id"]] = dumps(end)
         for attempt_id in record.get("acked", ()):
             self.began.pop(attempt_id, None)

@@ -1,4 +1,4 @@
-"""Orders: what the daemon wants run. One that is not wholly understood is refused, never guessed."""
+"""Orders: what the daemon wants run. One not wholly understood is refused, never guessed."""
 
 from __future__ import annotations
 

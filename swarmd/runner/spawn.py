@@ -1,5 +1,5 @@
 """Starting one process. Two ways, one result: own session, its own files as output, nothing else
-inherited, default signals; a program that cannot be run is an OSError or a noted failure, never 127.
+inherited, default signals. A program that cannot be run is told as such, never as exit code 127.
 
 `posix_spawn` costs little more than the exec itself, but can neither change the account nor enter
 cgroups that limit; the cgroup that only tracks is entered by the runner itself for that instant,

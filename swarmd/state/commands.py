@@ -42,7 +42,7 @@ class NewJob(msgspec.Struct, frozen=True, omit_defaults=True):
     spec: JobSpec
 
 
-class SubmitJobs(Command[tuple["Job | Refusal", ...]]):
+class SubmitJobs(Command[tuple["Job | Refusal", ...]], frozen=True):
     """Queue jobs. Refused one by one: an unknown dependency, one that failed, an idempotency key
     that stands for another job."""
 
@@ -50,13 +50,13 @@ class SubmitJobs(Command[tuple["Job | Refusal", ...]]):
     group_id: GroupId | None = None
 
 
-class CreateGroup(Command[Group]):
+class CreateGroup(Command[Group], frozen=True):
     """Conflict when the id is taken."""
 
     group: Group
 
 
-class CancelJobs(Command[tuple["Job | Refusal", ...]]):
+class CancelJobs(Command[tuple["Job | Refusal", ...]], frozen=True):
     """Cancel jobs that have not ended; with `only_pending`, only such as have not started.
     Refused one by one: not found, conflict."""
 
@@ -64,7 +64,7 @@ class CancelJobs(Command[tuple["Job | Refusal", ...]]):
     only_pending: bool = False
 
 
-class ClaimJob(Command["Job | None"]):
+class ClaimJob(Command["Job | None"], frozen=True):
     """Give the best ready job to an executor that came for it. None when nothing fits."""
 
     executor: str
@@ -79,7 +79,7 @@ class Assignment(msgspec.Struct, frozen=True, array_like=True):
     devices: tuple[str, ...] = ()
 
 
-class AssignJobs(Command[int]):
+class AssignJobs(Command[int], frozen=True):
     """Give ready jobs to nodes. One that is no longer ready, or no longer fits, is passed over.
     Answers how many were given. Fenced by the term that the proposer believes in."""
 
@@ -99,7 +99,7 @@ class AttemptReport(msgspec.Struct, frozen=True, omit_defaults=True):
     result: Result | None = None
 
 
-class ReportAttempts(Command[tuple[bool, ...]]):
+class ReportAttempts(Command[tuple[bool, ...]], frozen=True):
     """Answers for each whether it counted: a report of an attempt that no longer holds its job is
     noted on the attempt and moves nothing."""
 
@@ -107,7 +107,7 @@ class ReportAttempts(Command[tuple[bool, ...]]):
     reports: tuple[AttemptReport, ...]
 
 
-class FinishClaim(Command[Job]):
+class FinishClaim(Command[Job], frozen=True):
     """An executor's end of the job it claimed. NotFound: no such job. Conflict: it is not running,
     or not this executor's."""
 
@@ -117,7 +117,7 @@ class FinishClaim(Command[Job]):
     result: Result
 
 
-class ExpireAttempts(Command[int]):
+class ExpireAttempts(Command[int], frozen=True):
     """Take work back from executors that fell silent, or fail it when its time was up. Attempts
     that have ended meanwhile are passed over. Fenced by term."""
 
@@ -126,14 +126,14 @@ class ExpireAttempts(Command[int]):
     term: int
 
 
-class WakeJobs(Command[int]):
+class WakeJobs(Command[int], frozen=True):
     """Make jobs whose backoff is over ready again. Fenced by term."""
 
     limit: int
     term: int
 
 
-class SettleDependents(Command[int]):
+class SettleDependents(Command[int], frozen=True):
     """Carry the end of jobs to those that waited for them. Answers how many are left.
     Fenced by term."""
 
@@ -141,7 +141,7 @@ class SettleDependents(Command[int]):
     term: int
 
 
-class PruneJobs(Command[int]):
+class PruneJobs(Command[int], frozen=True):
     """Forget jobs that ended before a time, oldest first. Answers how many. Fenced by term."""
 
     before: int
@@ -149,7 +149,7 @@ class PruneJobs(Command[int]):
     term: int
 
 
-class PruneEvents(Command[int]):
+class PruneEvents(Command[int], frozen=True):
     """Forget the oldest events beyond `keep`. Fenced by term."""
 
     keep: int
@@ -157,14 +157,14 @@ class PruneEvents(Command[int]):
     term: int
 
 
-class PutNode(Command[Node]):
+class PutNode(Command[Node], frozen=True):
     """Make a node known, or change what is known of it. Proposed only where something changed.
     Conflict: another node has the name."""
 
     node: Node
 
 
-class AddBlob(Command[None]):
+class AddBlob(Command[None], frozen=True):
     """A node has a blob, fsynced."""
 
     sha256: str
@@ -172,7 +172,7 @@ class AddBlob(Command[None]):
     node_id: NodeId
 
 
-class DropBlobs(Command[tuple[str, ...]]):
+class DropBlobs(Command[tuple[str, ...]], frozen=True):
     """Forget blobs that nothing has referred to since `before`. Answers which. Fenced by term."""
 
     before: int
@@ -180,7 +180,7 @@ class DropBlobs(Command[tuple[str, ...]]):
     term: int
 
 
-class PutSetting(Command[bytes]):
+class PutSetting(Command[bytes], frozen=True):
     """Set a value; with `only_new`, keep and answer the one that is there."""
 
     key: str

@@ -14,7 +14,15 @@ from msgspec.structs import replace
 from swarmd.domain.actors import Actor
 from swarmd.domain.blobs import BlobInfo
 from swarmd.domain.events import Event, EventBody
-from swarmd.domain.jobs import Attempt, AttemptId, Job, JobId, JobKind, JobSpec, JobStatus
+from swarmd.domain.jobs import (
+    Attempt,
+    AttemptId,
+    Job,
+    JobFilter,
+    JobId,
+    JobKind,
+    JobSpec,
+)
 from swarmd.domain.nodes import Node, NodeKind, Usage
 from swarmd.state.rows import (
     ATTEMPT,
@@ -41,50 +49,41 @@ class Query(msgspec.Struct, Generic[T], frozen=True, tag=True, omit_defaults=Tru
     """T is the answer."""
 
 
-class FindJob(Query["Job | None"]):
+class FindJob(Query["Job | None"], frozen=True):
     """The whole job: result and attempts too."""
 
     job_id: str
 
 
-class FindJobs(Query["tuple[Job | None, ...]"]):
+class FindJobs(Query["tuple[Job | None, ...]"], frozen=True):
     """Standing of several, in their order."""
 
     job_ids: tuple[str, ...]
 
 
-class JobFilter(msgspec.Struct, frozen=True, omit_defaults=True):
-    kind: JobKind | None = None
-    statuses: tuple[JobStatus, ...] = ()
-    type: str | None = None
-    priority: int | None = None
-    limit: int = 100
-    offset: int = 0
-
-
-class ListJobs(Query["list[Job]"]):
+class ListJobs(Query["list[Job]"], frozen=True):
     """Newest first, without results and attempts."""
 
     wanted: JobFilter
 
 
-class AnyReady(Query[bool]):
+class AnyReady(Query[bool], frozen=True):
     """Whether any job at all is ready, of any kind."""
 
 
-class AheadOf(Query[int]):
+class AheadOf(Query[int], frozen=True):
     """How many ready jobs of the same shape go before this one; counted up to 100,000."""
 
     job_id: str
 
 
-class CountJobs(Query["dict[tuple[str, int], int]"]):
+class CountJobs(Query["dict[tuple[str, int], int]"], frozen=True):
     """How many jobs of a kind stand where: (status, priority) → number."""
 
     kind: JobKind
 
 
-class ListTotals(Query["dict[tuple[str, str], int]"]):
+class ListTotals(Query["dict[tuple[str, str], int]"], frozen=True):
     """What only grows, for a kind: (name, label) → number."""
 
     kind: JobKind
@@ -108,7 +107,7 @@ class PlacementView(msgspec.Struct, frozen=True):
     """The last event that this view has in it."""
 
 
-class ViewPlacement(Query[PlacementView]):
+class ViewPlacement(Query[PlacementView], frozen=True):
     """Up to `limit` ready jobs of each shape, best first."""
 
     limit: int
@@ -121,7 +120,7 @@ class Duty(msgspec.Struct, frozen=True):
     spec: JobSpec
 
 
-class ListDuties(Query["list[Duty]"]):
+class ListDuties(Query["list[Duty]"], frozen=True):
     """The active attempts of a node; with `only`, those among them."""
 
     node_id: str
@@ -139,33 +138,33 @@ class ClaimHeld(msgspec.Struct, frozen=True):
     deadline_at: int | None
 
 
-class ListClaims(Query["list[ClaimHeld]"]):
+class ListClaims(Query["list[ClaimHeld]"], frozen=True):
     """All that external executors hold."""
 
 
-class ListNodes(Query["list[Node]"]):
+class ListNodes(Query["list[Node]"], frozen=True):
     """Nodes of the kinds asked for, by name."""
 
     kinds: tuple[NodeKind, ...] = (NodeKind.MEMBER,)
 
 
-class CompletedBy(Query["dict[str, int]"]):
+class CompletedBy(Query["dict[str, int]"], frozen=True):
     """How many jobs each node or executor completed, by the node's id or executor's name."""
 
 
-class UsageOf(Query[Usage]):
+class UsageOf(Query[Usage], frozen=True):
     node_id: str
 
 
-class GetSetting(Query["bytes | None"]):
+class GetSetting(Query["bytes | None"], frozen=True):
     key: str
 
 
-class FindBlob(Query["BlobInfo | None"]):
+class FindBlob(Query["BlobInfo | None"], frozen=True):
     sha256: str
 
 
-class ListEvents(Query["list[Event]"]):
+class ListEvents(Query["list[Event]"], frozen=True):
     """Events after one, oldest first. The first may be later than asked for when older ones were
     forgotten: then the answer's first seq shows the gap."""
 
@@ -181,7 +180,7 @@ class Standing(msgspec.Struct, frozen=True):
     unsettled: bool
 
 
-class GetStanding(Query[Standing]):
+class GetStanding(Query[Standing], frozen=True):
     """Where the state stands, and what is due."""
 
 
@@ -257,9 +256,8 @@ def _index(conn: Conn, wanted: JobFilter) -> str:
         choices.append(("jobs_priority", replace(wanted, statuses=(), type=None)))
     if not choices:
         return ""
-    return "INDEXED BY {} ".format(
-        min(choices, key=lambda choice: _matching(conn, *_conditions(choice[1])))[0]
-    )
+    narrowest = min(choices, key=lambda choice: _matching(conn, *_conditions(choice[1])))
+    return f"INDEXED BY {narrowest[0]} "
 
 
 def _any_ready(conn: Conn, query: AnyReady) -> bool:
@@ -342,7 +340,8 @@ def _list_nodes(conn: Conn, query: ListNodes) -> list[Node]:
 
 def _completed_by(conn: Conn, query: CompletedBy) -> dict[str, int]:
     return {
-        row[0].removeprefix(EXECUTOR): row[1] for row in conn.execute("SELECT id, completed FROM nodes")
+        row[0].removeprefix(EXECUTOR): row[1]
+        for row in conn.execute("SELECT id, completed FROM nodes")
     }
 
 

@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import hashlib
 import sqlite3
+from typing import TypeVar
+
 import msgspec
 
 from swarmd.domain.actors import Actor
@@ -16,6 +18,7 @@ from swarmd.state.commands import Entry
 _encode = msgspec.msgpack.Encoder().encode
 GENESIS_HASH = bytes(32)
 
+K = TypeVar("K")
 CountKey = tuple[str, str, int, str]
 TotalKey = tuple[str, str, str]
 
@@ -54,9 +57,7 @@ class Tx:
         entry = self.entry
         self._events.append(Event(self._event_seq, entry.at, entry.index, entry.actor, body))
 
-    def count(
-        self, kind: str, status: JobStatus, priority: int, type_: str, delta: int
-    ) -> None:
+    def count(self, kind: str, status: JobStatus, priority: int, type_: str, delta: int) -> None:
         """Keep the number of jobs that stand so; listing and metrics never count rows."""
         key = (kind, status.value, priority, type_)
         self._counts[key] = self._counts.get(key, 0) + delta
@@ -93,21 +94,17 @@ class Tx:
 
     def keep(self) -> list[Event]:
         """The entry stands. Answers its events, each chained to the one before."""
-        for mine, batch in (
-            (self._counts, self._batch_counts),
-            (self._totals, self._batch_totals),
-            (self._ready, self._batch_ready),
-        ):
-            for key, delta in mine.items():  # type: ignore[attr-defined]
-                batch[key] = batch.get(key, 0) + delta  # type: ignore[attr-defined, index]
-            mine.clear()  # type: ignore[attr-defined]
+        _add(self._counts, self._batch_counts)
+        _add(self._totals, self._batch_totals)
+        _add(self._ready, self._batch_ready)
         events, self._events = self._events, []
         for event in events:
             if self._actor[0] is not event.actor:
                 self._actor = (event.actor, _encode(event.actor))
             body = _encode(event.body)
-            head = b"%d:%d:%d:" % (event.seq, event.at, event.index)
-            digest = hashlib.sha256(self._event_hash + head + self._actor[1] + body).digest()
+            digest = chained(
+                self._event_hash, event.seq, event.at, event.index, self._actor[1], body
+            )
             self._event_hash = digest
             self._event_rows.append(
                 (event.seq, event.at, event.index, self._actor[1], body, digest)
@@ -136,5 +133,18 @@ class Tx:
             "UPDATE shapes SET ready = ready + ? WHERE id = ?",
             [(n, shape) for shape, n in self._batch_ready.items() if n],
         )
-        for gathered in (self._batch_counts, self._batch_totals, self._batch_ready):
-            gathered.clear()  # type: ignore[attr-defined]
+        self._batch_counts.clear()
+        self._batch_totals.clear()
+        self._batch_ready.clear()
+
+
+def chained(previous: bytes, seq: int, at: int, index: int, actor: bytes, body: bytes) -> bytes:
+    """The hash of an event: over all of it, and over the hash of the event before."""
+    head = b"%d:%d:%d:%d:" % (seq, at, index, len(actor))
+    return hashlib.sha256(previous + head + actor + body).digest()
+
+
+def _add(mine: dict[K, int], batch: dict[K, int]) -> None:
+    for key, delta in mine.items():
+        batch[key] = batch.get(key, 0) + delta
+    mine.clear()

@@ -228,7 +228,7 @@ def test_a_limit_above_1000_is_1000(queue: Daemon) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["x", "1", "claim", "bulk", "..", "%2e%2e", "a%2Fb", "%00", "%FF%FE", "%F0%9F%90%9D",
+    ["x", "1", "..", "%2e%2e", "a%2Fb", "%00", "%FF%FE", "%F0%9F%90%9D",
      "'%20OR%201=1", "x" * 10_000, "%0d%0aX:y"],
 )  # fmt: skip
 @pytest.mark.parametrize(

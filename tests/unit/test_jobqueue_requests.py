@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from api.jobqueue.fields import ARGUMENT_BYTES_MAX, memory_bytes_of
+from api.common.jobfields import ARGUMENT_BYTES_MAX, memory_bytes_of
 from api.jobqueue.requests import JobIn, known_form, list_filter
 from swarmd.domain.errors import Invalid, NotFound
 from swarmd.domain.jobs import Constraint, Fetch, JobKind, JobSpec, JobStatus, Priority, Resources

@@ -105,7 +105,7 @@ def test_a_refusal_speaks_of_no_standing_that_is_not_shown() -> None:
 
 
 def test_times_are_whole_seconds_in_utc() -> None:
-    row = as_sent(Row.of(COMPLETED))
+    row = as_sent(Row.of(COMPLETED, {}))
     assert isinstance(row, dict)
     assert row["created_at"] == "2024-01-01T12:00:00Z"
     assert row["started_at"] == "2024-01-01T12:00:01Z"
@@ -115,13 +115,13 @@ def test_times_are_whole_seconds_in_utc() -> None:
 @pytest.mark.parametrize(
     ("made", "shape"),
     [
-        (Row.of(PENDING), ROW),
-        (Row.of(COMPLETED), ROW),
-        (Details.of(PENDING, None, None), DETAILS),
-        (Details.of(COMPLETED, "out", ""), DETAILS),
-        (Details.of(replace(PENDING, spec=replace(SPEC, source=Installed("true"))), None, None),
+        (Row.of(PENDING, {}), ROW),
+        (Row.of(COMPLETED, {}), ROW),
+        (Details.of(PENDING, {}), DETAILS),
+        (Details.of(COMPLETED, {}, "out", ""), DETAILS),
+        (Details.of(replace(PENDING, spec=replace(SPEC, source=Installed("true"))), {}),
          DETAILS),
-        (Details.of(replace(PENDING, waits="backoff", not_before=AT), None, None), DETAILS),
+        (Details.of(replace(PENDING, waits="backoff", not_before=AT), {}), DETAILS),
         (HealthOut.of(Health(True, True, "a", "ok")), HEALTH),
         (HealthOut.of(Health(False, False, None, "stopping")), HEALTH),
         (StatsOut.of(Stats({}, {}, 0)), STATS),
@@ -133,9 +133,10 @@ def test_shapes_keep_the_contract(made: object, shape: Shape) -> None:
 
 def test_a_job_that_has_not_started_is_nobodys_or_its_nodes() -> None:
     again = replace(COMPLETED, status=JobStatus.PENDING, ended_at=None, result=None)
-    assert (Row.of(again).executor_id, Row.of(again).started_at) == (None, None)
+    assert (Row.of(again, {}).executor_id, Row.of(again, {}).started_at) == (None, None)
     given = replace(PENDING, status=JobStatus.ASSIGNED, node_id=NodeId("a"))
-    assert (Row.of(given).status, Row.of(given).executor_id) == ("pending", "a")
+    assert (Row.of(given, {}).status, Row.of(given, {}).executor_id) == ("pending", "a")
+    assert Row.of(given, {"a": "anna"}).executor_id == "anna"
 
 
 def test_attempts_that_never_started_are_left_out_and_lost_ones_timed_out() -> None:
@@ -146,7 +147,7 @@ def test_attempts_that_never_started_are_left_out_and_lost_ones_timed_out() -> N
         attempt(AttemptStatus.CANCELLED),
         attempt(AttemptStatus.ASSIGNED, None),
     )
-    shown = Details.of(replace(COMPLETED, attempts=tries), "", "").attempts
+    shown = Details.of(replace(COMPLETED, attempts=tries), {}).attempts
     assert [a.status for a in shown] == ["timeout", "failed", "failed"]
     assert as_sent(shown[1].started_at) == "2024-01-01T12:00:00Z"
 

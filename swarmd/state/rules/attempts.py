@@ -348,4 +348,3 @@ def _still_held(tx: Tx, attempt_ids: Iterable[AttemptId]) -> Iterable[Held]:
             job = held_by_seq(tx, row[0])
             assert job is not None and job.attempt_id == attempt_id
             yield job
-

@@ -1,4 +1,6 @@
-"""Rules of jobs as they are asked for and end. Read, check, write: a refusal has written nothing."""
+"""Rules of jobs as they are asked for and as they end.
+
+Read, check, write: a refusal has written nothing."""
 
 from __future__ import annotations
 
@@ -29,7 +31,6 @@ from swarmd.domain.jobs import (
     JobId,
     JobStatus,
     NodeId,
-    Output,
     Result,
     check_move,
 )
@@ -183,7 +184,9 @@ def held_by_seq(tx: Tx, seq: int) -> Held | None:
 
 
 def _held(row: tuple[Any, ...]) -> Held:
-    return Held(*row[:5], JobStatus(row[5]), bool(row[6]), *row[7:])
+    held = Held(*row)
+    held.status, held.ready = JobStatus(row[5]), bool(row[6])
+    return held
 
 
 def end_job(
@@ -228,7 +231,7 @@ def _observe(tx: Tx, kind: str, what: str, duration_ms: int) -> None:
 def put_result(tx: Tx, seq: int, result: Result) -> None:
     tx.execute("INSERT OR REPLACE INTO job_results VALUES (?,?)", (seq, encode(result)))
     for output in (result.stdout, result.stderr):
-        if isinstance(output, Output) and output.blob is not None:
+        if output.blob is not None:
             pin_blob(tx, seq, output.blob)
 
 
@@ -371,4 +374,3 @@ def _release_blobs(tx: Tx, seq: int) -> None:
             " WHERE sha256 = ?",
             (tx.at, sha256),
         )
-

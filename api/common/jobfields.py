@@ -9,8 +9,18 @@ import math
 import re
 from urllib.parse import urlsplit
 
+import msgspec
+
 from swarmd.domain.errors import Invalid
-from swarmd.domain.jobs import DEPENDENCIES_MAX, RETRIES_MAX, Constraint, Fetch, JobId, JobSpec
+from swarmd.domain.jobs import (
+    DEPENDENCIES_MAX,
+    RETRIES_MAX,
+    Constraint,
+    Fetch,
+    JobId,
+    JobSpec,
+    Resources,
+)
 
 SPEC_BYTES_MAX = 200 * 1024
 """All texts of one job together; a job travels whole in one entry of the log."""
@@ -31,6 +41,31 @@ SHA256 = re.compile(r"[0-9a-fA-F]{64}")
 _LABEL = re.compile(r"[A-Za-z0-9_.\-/]{1,64}")
 _SIZE = re.compile(r"([0-9]{1,15})(?:\.([0-9]{1,9}))? ?([KMGT]?)(i?)B?", re.IGNORECASE)
 _POWERS = {"": 0, "k": 1, "m": 2, "g": 3, "t": 4}
+
+
+class ResourcesIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    cpus: float | None = None
+    memory: int | str | None = None
+    memory_bytes: int | None = None
+    gpus: int | None = None
+    pids: int | None = None
+
+    def resources(self) -> Resources:
+        if self.memory is not None and self.memory_bytes is not None:
+            raise Invalid("give memory or memory_bytes, not both", field="resources.memory")
+        memory = self.memory if self.memory_bytes is None else self.memory_bytes
+        if self.cpus is not None and not 0 < self.cpus <= 65536:
+            raise Invalid("cpus must be above 0, such as 0.5 or 2", field="resources.cpus")
+        if self.gpus is not None and not 0 <= self.gpus <= 1024:
+            raise Invalid("gpus must be a whole number from 0 to 1024", field="resources.gpus")
+        if self.pids is not None and not 1 <= self.pids <= 2**22:
+            raise Invalid(f"pids must be from 1 to {2**22}", field="resources.pids")
+        return Resources(
+            cpus=self.cpus,
+            memory_bytes=None if memory is None else memory_bytes_of(memory),
+            gpus=self.gpus or 0,
+            pids=self.pids,
+        )
 
 
 def checked_url(url: str, sha256: str) -> str:

@@ -1,0 +1,525 @@
+"""The daemon's end of the runner: orders go out, starts and ends come in, none of them is lost.
+
+An end comes again after every reconnection until it is acknowledged, so whoever takes events must
+bear a repetition. The runner sends only as many events as there is room for here; the reader never
+waits for who takes them, so requests are answered even when nobody does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from subprocess import DEVNULL
+from typing import Any
+
+import msgspec
+import trio
+
+import swarmd.runner
+from swarmd.domain.errors import Invalid, TooLarge, Unavailable
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+FRAME_BYTES_MAX = 1024 * 1024
+BATCH_BYTES = 512 * 1024
+IDS_PER_REQUEST = 10_000
+REQUESTS_MAX = 16
+
+
+def _age_s(boottime_ns: int) -> float:
+    return max(0.0, (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - boottime_ns) / 1e9)
+
+
+class RunnerSettings(msgspec.Struct, frozen=True):
+    idle_s: float = 30.0
+    """How long a runner without a daemon and without attempts stays."""
+    events_max: int = 4096
+    """Events that wait here to be taken; the runner keeps the rest."""
+    start_timeout_s: float = 15.0
+    request_timeout_s: float = 30.0
+
+
+class AttemptOrder(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`env` is the job's whole environment, but for SWARMD_ATTEMPT, which the runner adds."""
+
+    id: int
+    dir: str
+    argv: tuple[str, ...]
+    env: dict[str, str] = {}
+    uid: int | None = None
+    gid: int | None = None
+    timeout_ms: int | None = None
+    grace_ms: int = 5000
+    memory_bytes: int | None = None
+    cpus: float | None = None
+    pids: int | None = None
+    lease_ms: int | None = None
+    log_bytes_max: int | None = None
+
+
+class AttemptStanding(msgspec.Struct, frozen=True):
+    id: int
+    status: str
+    """waiting, running, ending or ended."""
+    pid: int = 0
+    started_boottime_ns: int | None = msgspec.field(default=None, name="started_ns")
+
+    @property
+    def age_s(self) -> float:
+        """How long ago it was started; 0 where that is not known, or yet to come."""
+        return 0.0 if self.started_boottime_ns is None else _age_s(self.started_boottime_ns)
+
+
+class Refusal(msgspec.Struct, frozen=True):
+    """An order that was not taken, and why; asking again may help only where the words say so."""
+
+    id: int | None
+    error: str
+
+
+class Started(msgspec.Struct, frozen=True):
+    """Left out for an attempt whose end is there to be told already."""
+
+    id: int
+    pid: int
+    boottime_ns: int
+
+    @property
+    def age_s(self) -> float:
+        return _age_s(self.boottime_ns)
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """The whole tree is gone, and the record of it on the disk. Acknowledge it when yours is."""
+
+    id: int
+    reason: str
+    """exit, timeout, stopped, lease, oom, lost or start_failed."""
+    pid: int = 0
+    exit_code: int | None = None
+    signal: int | None = None
+    error: str | None = None
+    started_boottime_ns: int | None = msgspec.field(default=None, name="started_ns")
+    """None where it never was, or before this machine was restarted."""
+    ended_boottime_ns: int | None = msgspec.field(default=None, name="ended_ns")
+    user_cpu_ms: float = 0.0
+    sys_cpu_ms: float = 0.0
+    max_rss_bytes: int = 0
+    stdout_size: int = 0
+    stderr_size: int = 0
+    stdout_cut: tuple[int, int] | None = None
+    """This range of the file is gone; the rest is at its own offsets."""
+    stderr_cut: tuple[int, int] | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def started_age_s(self) -> float | None:
+        return None if self.started_boottime_ns is None else _age_s(self.started_boottime_ns)
+
+    @property
+    def ended_age_s(self) -> float:
+        return 0.0 if self.ended_boottime_ns is None else _age_s(self.ended_boottime_ns)
+
+    @property
+    def cuts(self) -> dict[str, tuple[int, int]]:
+        """Stream to the range of its file that is gone."""
+        both = {"stdout": self.stdout_cut, "stderr": self.stderr_cut}
+        return {name: cut for name, cut in both.items() if cut is not None}
+
+
+Event = Started | Ended
+Events = list[Event]
+
+
+class RunnerFacts(msgspec.Struct, frozen=True):
+    """What the runner says of itself and of this machine when a connection begins."""
+
+    pid: int
+    version: int
+    boot_id: str
+    now_ns: int
+    tracking: str
+    """cgroup2, cgroup1, or proc where there is no cgroup to be had."""
+    enforces: dict[str, bool]
+    """memory, cpus, pids: are such limits kept?"""
+    trouble: str = ""
+
+
+class _Frame(msgspec.Struct):
+    """Every kind of frame that the runner sends; what a kind lacks stays empty."""
+
+    kind: str
+    seq: int | None = None
+    error: str | None = None
+    refused: list[Refusal] = []
+    known: list[AttemptStanding] = []
+    unknown: list[int] = []
+    attempts: list[AttemptStanding] = []
+    more: bool = False
+    started: list[tuple[int, int, int]] = []
+    ended: list[Ended] = []
+
+
+_frames = msgspec.json.Decoder(_Frame)
+_hellos = msgspec.json.Decoder(RunnerFacts)
+
+
+class _Lost(Exception):
+    """The connection went away under a request; all requests may be repeated."""
+
+
+_Frames = list[_Frame]
+_Ids = list[int]
+
+
+class _Reply:
+    def __init__(self) -> None:
+        self.frames: list[_Frame] = []
+        self.done = trio.Event()
+
+
+class _Connection:
+    """One connection, from hello to its loss."""
+
+    def __init__(self, stream: trio.SocketStream, facts: RunnerFacts, rest: bytes) -> None:
+        self.stream = stream
+        self.facts = facts
+        self.rest = rest
+        self.replies: dict[int, _Reply] = {}
+        self.lost = False
+        self._out = bytearray()
+        self._wake = trio.Event()
+        self._seq = 0
+
+    def send(self, frame: dict[str, Any]) -> None:
+        self._out += msgspec.json.encode(frame) + b"\n"
+        self._wake.set()
+
+    async def request(self, frame: dict[str, Any]) -> list[_Frame]:
+        if self.lost:
+            raise _Lost
+        self._seq += 1
+        seq, reply = self._seq, _Reply()
+        self.replies[seq] = reply
+        try:
+            self.send({**frame, "seq": seq})
+            await reply.done.wait()
+        finally:
+            self.replies.pop(seq, None)
+        if not reply.frames or reply.frames[-1].more:
+            raise _Lost
+        if reply.frames[-1].error is not None:
+            raise Invalid(f"the runner refused: {reply.frames[-1].error}")
+        return reply.frames
+
+    async def write(self) -> None:
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            data, self._out = self._out, bytearray()
+            await self.stream.send_all(data)
+
+    def lose(self) -> None:
+        self.lost = True
+        for reply in self.replies.values():
+            reply.done.set()
+
+
+class RunnerClient:
+    """Made by open_runner. It finds a runner again, or starts another, whenever one is gone."""
+
+    def __init__(self, data_dir: Path, settings: RunnerSettings) -> None:
+        self._data_dir = data_dir.absolute()
+        self._settings = settings
+        self._connection: _Connection | None = None
+        self._changed = trio.Event()
+        self._events: deque[Event] = deque()
+        self._arrived = trio.Event()
+        self._taken = 0
+        self._requests = trio.Semaphore(REQUESTS_MAX)
+        self._quitting = False
+
+    @property
+    def facts(self) -> RunnerFacts:
+        """Of the runner that is connected. Unavailable: none is at present."""
+        if self._connection is None:
+            raise Unavailable("the runner is not connected; it is being started again")
+        return self._connection.facts
+
+    async def start(self, orders: Sequence[AttemptOrder]) -> list[Refusal]:
+        """Hand over attempts; an id that the runner knows is not started again. Answers those
+        that it would not take. TooLarge: one order alone is over a frame's bound."""
+        refused: list[Refusal] = []
+        for batch in _batches(orders):
+            frames = await self._ask({"kind": "start", "orders": batch})
+            refused += frames[-1].refused
+        return refused
+
+    async def stop(self, ids: Sequence[int] | None, grace_s: float | None = None) -> list[int]:
+        """SIGTERM to the whole tree of each (None: of all), SIGKILL after the grace (None: the
+        order's own). Answers the ids that the runner does not know."""
+        grace_ms = None if grace_s is None else int(grace_s * 1000)
+        if ids is None:
+            return (await self._ask({"kind": "stop", "grace_ms": grace_ms}))[-1].unknown
+        return await self._ask_for(ids, {"kind": "stop", "grace_ms": grace_ms})
+
+    async def renew(self, ids: Sequence[int], lease_s: float) -> list[int]:
+        """Leases run out this long from now. Answers the ids that do not run."""
+        return await self._ask_for(ids, {"kind": "renew", "lease_ms": int(lease_s * 1000)})
+
+    async def ack(self, ids: Sequence[int]) -> None:
+        """The ends of these are safe elsewhere: the runner may forget them."""
+        await self._ask_for(ids, {"kind": "ack"})
+
+    async def list(self) -> list[AttemptStanding]:
+        frames = await self._ask({"kind": "list"})
+        return [standing for frame in frames for standing in frame.attempts]
+
+    async def quit(self, jobs: bool, grace_s: float | None = None) -> None:
+        """End the runner: with its jobs, or as soon as the last has ended by itself. No runner is
+        started again by this client afterwards."""
+        self._quitting = True
+        if self._connection is None:
+            return
+        grace_ms = None if grace_s is None else int(grace_s * 1000)
+        with contextlib.suppress(_Lost):
+            await self._connection.request({"kind": "quit", "jobs": jobs, "grace_ms": grace_ms})
+
+    async def gone(self) -> None:
+        """Wait until no runner is connected, as after quit."""
+        while self._connection is not None:
+            await self._changed.wait()
+
+    async def take(self) -> Events:
+        """All events that are there, at least one, in order."""
+        while not self._events:
+            await self._arrived.wait()
+        events = [*self._events]
+        self._events.clear()
+        self._give_credit(len(events))
+        return events
+
+    async def events(self) -> AsyncIterator[Events]:
+        """Batches of events, for as long as they are taken."""
+        while True:
+            yield await self.take()
+
+    def _give_credit(self, taken: int) -> None:
+        self._taken += taken
+        if self._taken * 4 >= self._settings.events_max and self._connection is not None:
+            self._connection.send({"kind": "credit", "n": self._taken})
+            self._taken = 0
+
+    async def _ask_for(self, ids: Sequence[int], frame: dict[str, Any]) -> _Ids:
+        unknown: _Ids = []
+        for at in range(0, len(ids), IDS_PER_REQUEST):
+            part = [int(i) for i in ids[at : at + IDS_PER_REQUEST]]
+            unknown += (await self._ask({**frame, "ids": part}))[-1].unknown
+        return unknown
+
+    async def _ask(self, frame: dict[str, Any]) -> _Frames:
+        """Ask until it is answered: every request may be made twice. Unavailable: it was not."""
+        with trio.move_on_after(self._settings.request_timeout_s):
+            async with self._requests:
+                while not self._quitting:
+                    connection = self._connection
+                    if connection is None:
+                        await self._changed.wait()
+                        continue
+                    with contextlib.suppress(_Lost):
+                        return await connection.request(frame)
+                    # The loss is dealt with by another task; come back when it has been.
+                    if self._connection is connection:
+                        await self._changed.wait()
+        raise Unavailable("the runner does not answer; see runner.log in the data directory")
+
+    # -- the connection --------------------------------------------------------------------------
+
+    async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
+        """Keep a connection; the first one is waited for by who opened us."""
+        pause_s = 0.05
+        told = False
+        while not self._quitting:
+            try:
+                connection = await self._connect()
+            except (OSError, Unavailable) as exc:
+                if not told:
+                    raise
+                log.error("the runner cannot be reached", extra={"error": str(exc)})
+                await trio.sleep(pause_s)
+                pause_s = min(2.0, pause_s * 2)
+                continue
+            pause_s = 0.05
+            self._set(connection)
+            if not told:
+                told = True
+                task_status.started()
+            try:
+                await self._converse(connection)
+            finally:
+                connection.lose()
+                self._set(None)
+                await trio.aclose_forcefully(connection.stream)
+            log.warning("the runner went away", extra={"runner_pid": connection.facts.pid})
+
+    def _set(self, connection: _Connection | None) -> None:
+        self._connection = connection
+        changed, self._changed = self._changed, trio.Event()
+        changed.set()
+
+    async def _connect(self) -> _Connection:
+        """To the runner that lives, else to one that is started for it."""
+        with trio.move_on_after(self._settings.start_timeout_s):
+            while True:
+                try:
+                    return await self._greet(await _dial(self._data_dir))
+                except (OSError, trio.BrokenResourceError, EOFError):
+                    await self._launch()
+        raise Unavailable("no runner could be started in time; see runner.log")
+
+    async def _greet(self, stream: trio.SocketStream) -> _Connection:
+        try:
+            # All that is not acknowledged comes again, so nothing that waits here is of use.
+            self._events.clear()
+            self._taken = 0
+            hello = {"kind": "hello", "version": VERSION, "credit": self._settings.events_max}
+            await stream.send_all(msgspec.json.encode(hello) + b"\n")
+            data = b""
+            while b"\n" not in data:
+                more = await stream.receive_some(65536)
+                if not more or len(data) > FRAME_BYTES_MAX:
+                    raise EOFError
+                data += more
+            line, _, rest = data.partition(b"\n")
+            try:
+                facts = _hellos.decode(line)
+            except msgspec.MsgspecError as exc:
+                raise Unavailable(f"the runner's greeting is not understood: {exc}") from exc
+        except BaseException:
+            await trio.aclose_forcefully(stream)
+            raise
+        log.info("runner connected", extra={"runner_pid": facts.pid, "tracking": facts.tracking})
+        if facts.trouble:
+            log.error("the runner is in trouble", extra={"trouble": facts.trouble})
+        return _Connection(stream, facts, rest)
+
+    async def _launch(self) -> None:
+        """Start a runner; it detaches itself, and its first process tells whether one serves."""
+        command = [*_command(), "--data-dir", str(self._data_dir)]
+        command += ["--idle-s", str(self._settings.idle_s)]
+        result = await trio.run_process(
+            command, stdin=b"", stdout=DEVNULL, capture_stderr=True, check=False,
+            start_new_session=True, env=_environment(), cwd="/",
+        )  # fmt: skip
+        if result.returncode != 0:
+            words = (result.stderr or b"").decode("utf-8", "replace")[-500:].strip()
+            raise Unavailable(f"the runner could not be started: {words or result.returncode}")
+
+    async def _converse(self, connection: _Connection) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._write, connection, nursery.cancel_scope)
+            await self._read(connection)
+            nursery.cancel_scope.cancel()
+
+    async def _write(self, connection: _Connection, scope: trio.CancelScope) -> None:
+        try:
+            await connection.write()
+        except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+            scope.cancel()
+
+    async def _read(self, connection: _Connection) -> None:
+        data = connection.rest
+        while True:
+            *lines, data = data.split(b"\n")
+            for line in lines:
+                try:
+                    self._take_in(connection, _frames.decode(line))
+                except msgspec.MsgspecError as exc:
+                    log.error("the runner sent what is no frame", extra={"error": str(exc)})
+                    return
+            try:
+                more = await connection.stream.receive_some(262_144)
+            except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
+                return
+            # A frame of the runner's may be longer than ours: its lists are of bounded counts.
+            if not more or len(data) > 16 * FRAME_BYTES_MAX:
+                return
+            data += more
+
+    def _take_in(self, connection: _Connection, frame: _Frame) -> None:
+        if frame.kind == "events":
+            self._events.extend(Started(*started) for started in frame.started)
+            self._events.extend(frame.ended)
+            arrived, self._arrived = self._arrived, trio.Event()
+            arrived.set()
+            return
+        reply = connection.replies.get(frame.seq) if frame.seq is not None else None
+        if reply is not None:
+            reply.frames.append(frame)
+            if not frame.more:
+                reply.done.set()
+        elif frame.kind == "error":
+            log.error("the runner complains", extra={"error": frame.error})
+
+
+@contextlib.asynccontextmanager
+async def open_runner(data_dir: Path, settings: RunnerSettings) -> AsyncIterator[RunnerClient]:
+    """Connect to the runner of this data directory, or start it. Leaving leaves it and its jobs
+    running. Unavailable: none could be started."""
+    client = RunnerClient(data_dir, settings)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(client._serve)
+        yield client
+        nursery.cancel_scope.cancel()
+
+
+async def _dial(data_dir: Path) -> trio.SocketStream:
+    """Through a descriptor of the directory, since its path may be too long for an address."""
+    folder = os.open(data_dir, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return await trio.open_unix_socket(f"/proc/self/fd/{folder}/runner.sock")
+    finally:
+        os.close(folder)
+
+
+def _command() -> list[str]:
+    """The runner needs nothing but the standard library, so it is spared the site's."""
+    if getattr(sys, "frozen", False):
+        return [sys.executable, "runner"]
+    entry = Path(swarmd.runner.__file__).with_name("__main__.py")
+    return [sys.executable, "-I", "-S", str(entry), "runner"]
+
+
+def _environment() -> dict[str, str]:
+    """Nothing of the daemon's that may be secret; of a bundle's, what it needs to unpack anew."""
+    kept = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "LD_LIBRARY_PATH_ORIG", "TMPDIR")
+    environment = {name: os.environ[name] for name in kept if name in os.environ}
+    if getattr(sys, "frozen", False):
+        environment["PYINSTALLER_RESET_ENVIRONMENT"] = "1"
+    return environment
+
+
+def _batches(orders: Sequence[AttemptOrder]) -> list[list[AttemptOrder]]:
+    batches: list[list[AttemptOrder]] = [[]]
+    size = 0
+    for order in orders:
+        length = len(msgspec.json.encode(order))
+        if length > FRAME_BYTES_MAX - 256:
+            raise TooLarge(
+                f"attempt {order.id}: arguments and environment take {length} bytes,"
+                f" at most {FRAME_BYTES_MAX - 256} are possible",
+                attempt_id=order.id,
+            )
+        if size + length > BATCH_BYTES and batches[-1]:
+            batches.append([])
+            size = 0
+        batches[-1].append(order)
+        size += length
+    return batches if orders else []
