@@ -104,7 +104,7 @@ async def serve(kind: str) -> None:
 def make_quart() -> object:
     from quart_trio import QuartTrio
 
-    app = QuartTrio("bench")
+    app = QuartTrio(__name__)
 
     @app.get("/hello")
     async def hello() -> dict[str, str]:
@@ -118,8 +118,9 @@ async def serve_stock(kind: str) -> None:
     from hypercorn.trio import serve as hypercorn_serve
 
     async def bare(scope: dict, receive, send) -> None:  # type: ignore[no-untyped-def,type-arg]
-        if scope["type"] != "http":
-            return
+        while scope["type"] == "lifespan":
+            event = await receive()
+            await send({"type": event["type"] + ".complete"})
         body = b'{"hello":"world"}'
         headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})

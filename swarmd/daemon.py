@@ -52,6 +52,7 @@ from swarmd.state.store import StoreSettings
 
 log = logging.getLogger(__name__)
 
+END_JOBS_S_MAX = 60.0
 SWITCH_INTERVAL_S = 0.0005
 """The writer's thread must not keep the loop from the interpreter for longer than a request may."""
 
@@ -243,13 +244,14 @@ async def _open_agent(
         if config.jobs.executor or duties:
             async with (
                 open_runner(data_dir, RunnerSettings()) as runner,
-                _open_attempts(config, cluster, runner, store, data_dir),
+                _open_attempts(config, cluster, runner, store, data_dir) as attempts,
             ):
                 try:
                     yield
                 finally:
                     if running.end_jobs:
-                        with trio.CancelScope(shield=True, deadline=trio.current_time() + 60):
+                        with trio.move_on_after(END_JOBS_S_MAX, shield=True):
+                            await attempts.drain()
                             await runner.quit(jobs=True)
         else:
             logs = AttemptLogs(attempts_dir, lambda attempt_id: False)
@@ -261,7 +263,7 @@ async def _open_agent(
 @asynccontextmanager
 async def _open_attempts(
     config: Config, cluster: LocalCluster, runner: RunnerClient, store: BlobStore, data_dir: Path
-) -> AsyncIterator[None]:
+) -> AsyncIterator[Attempts]:
     jobs = config.jobs
     account = find_account(jobs.user)
     binaries = Binaries(data_dir / "binaries", store, bytes_max=jobs.cache_bytes_max)
@@ -281,7 +283,7 @@ async def _open_attempts(
     attempts = Attempts(cluster, runner, binaries, data_dir / "attempts", settings, not direct)
     cluster.answers(ReadLog, attempts.logs.read)
     async with open_attempts(attempts):
-        yield
+        yield attempts
 
 
 def _surfaces(

@@ -112,6 +112,7 @@ def start_daemon(
     configuration; the ports are free ones unless a section `surfaces` says otherwise."""
     data_dir = data_dir or directory / "data"
     directory.mkdir(parents=True, exist_ok=True)
+    _let_jobs_pass(directory)
     for attempt in range(_STARTS_MAX):
         ports = free_ports(SURFACES)
         surfaces = {f"surfaces.{name}": {"port": port} for name, port in ports.items()}
@@ -160,6 +161,15 @@ def end_runner(data_dir: Path) -> None:
             pids = _runner_pids(data_dir)
         if not pids:
             return
+
+
+def _let_jobs_pass(directory: Path) -> None:
+    """Temporary directories are closed to all but us, and as root jobs run as somebody else."""
+    for folder in (directory, *directory.parents):
+        facts = folder.stat()
+        if facts.st_uid == os.geteuid() != 0 or facts.st_mode & 0o001:
+            continue
+        folder.chmod(facts.st_mode & 0o7777 | 0o011)
 
 
 def _launch(

@@ -92,7 +92,16 @@ class Attempts:
         self._reports: dict[AttemptId, _Report] = {}
         self._report_wanted = trio.Event()
         self._slot_free = trio.Event()
+        self._closing = False
         self.logs = AttemptLogs(root, self._is_running)
+
+    async def drain(self) -> None:
+        """End what runs here and wait until the swarm knows; start nothing more."""
+        self._closing = True
+        await self._runner.stop(None, grace_s=self._settings.grace_s)
+        while self.busy or self._reports:
+            self._slot_free = trio.Event()
+            await self._slot_free.wait()
 
     @property
     def busy(self) -> int:
@@ -202,7 +211,7 @@ class Attempts:
     async def launch(self, nursery: trio.Nursery) -> None:
         while True:
             batch: list[_Held] = []
-            while self._waiting and self.busy < self._settings.slots:
+            while self._waiting and not self._closing and self.busy < self._settings.slots:
                 held = self._held[self._waiting.popleft()]
                 held.running = True  # it has its slot from here on
                 source = held.duty.spec.source
@@ -237,8 +246,9 @@ class Attempts:
                 orders.append(self._order(held))
             except (SwarmError, OSError) as error:
                 self._refuse(held, error.message if isinstance(error, SwarmError) else str(error))
-        if orders:
-            await self._runner.start(orders)
+        for refusal in await self._runner.start(orders):
+            if refusal.id is not None and (refused := self._held.get(AttemptId(refusal.id))):
+                self._refuse(refused, f"failed to start: {refusal.error}")
 
     def _order(self, held: _Held) -> AttemptOrder:
         spec, attempt_id = held.duty.spec, held.duty.attempt.id

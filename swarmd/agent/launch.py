@@ -118,8 +118,8 @@ def status_of(ended: Ended) -> AttemptStatus:
             return AttemptStatus.COMPLETED
         case "lost":
             return AttemptStatus.LOST
-        case "stopped":
-            return AttemptStatus.CANCELLED
+        case "stopped" | "lease":
+            return AttemptStatus.REVOKED  # by the node, which went down: the job is not to blame
         case _:
             return AttemptStatus.FAILED
 

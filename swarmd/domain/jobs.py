@@ -80,7 +80,7 @@ class AttemptStatus(StrEnum):
     """The executor fell silent; the job went back to the queue."""
     CANCELLED = "cancelled"
     REVOKED = "revoked"
-    """Taken back before it had started."""
+    """Taken back by the swarm or its node; the job went back to the queue."""
     LOST = "lost"
     """The node, or the runner on it, went away with it."""
 

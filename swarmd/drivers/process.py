@@ -112,6 +112,7 @@ class Ended(msgspec.Struct, frozen=True):
     user_cpu_ms: float = 0.0
     sys_cpu_ms: float = 0.0
     max_rss_bytes: int = 0
+    """0 where it was less than the runner itself takes, some 12 MB."""
     stdout_size: int = 0
     stderr_size: int = 0
     stdout_cut: tuple[int, int] | None = None

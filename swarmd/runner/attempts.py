@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import resource
 import signal
 from typing import Any
 
@@ -140,7 +141,9 @@ class Attempt:
         if self.usage is not None:
             end["user_cpu_ms"] = round(self.usage.ru_utime * 1000, 3)
             end["sys_cpu_ms"] = round(self.usage.ru_stime * 1000, 3)
-            end["max_rss_bytes"] = self.usage.ru_maxrss * 1024
+            # The kernel counts in what the process was before its exec, which is a copy of us.
+            if self.usage.ru_maxrss > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss:
+                end["max_rss_bytes"] = self.usage.ru_maxrss * 1024
         for name in ("stdout", "stderr"):
             with contextlib.suppress(OSError):
                 size = os.stat(f"{self.order.dir}/{name}", follow_symlinks=False).st_size

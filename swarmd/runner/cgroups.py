@@ -207,6 +207,9 @@ class Cgroups:
             group.close()
         for base in {self.unified, *(base for base, _ in self.controllers.values())} - {""}:
             remove(base)
+            if base.endswith(f"/swarmd.slice/{self._name}"):
+                with contextlib.suppress(OSError):  # others may be in it
+                    os.rmdir(os.path.dirname(base))
 
     def _clear(self) -> None:
         """Kill what a runner before us left: the lock is ours, so none of it has an owner."""

@@ -61,14 +61,15 @@ class Spawner:
                 os.setsid()
                 os.dup2(stdout, 1)
                 os.dup2(stderr, 2)
+                # Before the account changes: the way to it may be closed to the job.
+                step = 4
+                os.chdir(work)
                 step = 3
                 if order.uid is not None and order.gid is not None:
                     os.setgroups([])
                     os.setresgid(order.gid, order.gid, order.gid)
                     os.setresuid(order.uid, order.uid, order.uid)
                     libc.forbid_new_privileges()
-                step = 4
-                os.chdir(work)
                 step = 5
                 signal.signal(signal.SIGTERM, signal.SIG_DFL)
                 signal.pthread_sigmask(signal.SIG_SETMASK, ())
