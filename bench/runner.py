@@ -29,6 +29,10 @@ def cpu_s(pid: int) -> float:
     return sum(map(int, fields[11:15])) / TICKS_PER_S
 
 
+def resident_mib(pid: int) -> float:
+    return int(Path(f"/proc/{pid}/status").read_text().split("VmRSS:")[1].split()[0]) / 1024
+
+
 def own_cpu_s() -> float:
     both = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in both)
@@ -42,9 +46,7 @@ def bare(jobs: int) -> tuple[float, float]:
     return own_cpu_s() - begun_cpu_s, time.perf_counter() - begun_s
 
 
-async def through_runner(
-    client: RunnerClient, orders: list[AttemptOrder]
-) -> tuple[float, float]:
+async def through_runner(client: RunnerClient, orders: list[AttemptOrder]) -> tuple[float, float]:
     begun_s, begun_cpu_s = time.perf_counter(), cpu_s(client.facts.pid)
     await client.start(orders)
     left = len(orders)
@@ -76,15 +78,12 @@ async def main(jobs: int, folder: Path) -> None:
             kinds["runner, three limits"] = limits
         for number, (name, more) in enumerate(kinds.items(), 1):
             orders = [
-                AttemptOrder(
-                    id=i, dir=str(folder / f"attempt-{i}"), argv=(PROGRAM,), **more
-                )
+                AttemptOrder(id=i, dir=str(folder / f"attempt-{i}"), argv=(PROGRAM,), **more)
                 for i in range(number * 1_000_000, number * 1_000_000 + jobs)
             ]
             show(name, jobs, await through_runner(client, orders))
         print(f"tracking by {client.facts.tracking}, limits enforced: {client.facts.enforces}")
-        rss = Path(f"/proc/{client.facts.pid}/status").read_text().split("VmRSS:")[1].split()[0]
-        print(f"runner's resident memory: {int(rss) / 1024:.1f} MiB")
+        print(f"runner's resident memory: {resident_mib(client.facts.pid):.1f} MiB")
         await client.quit(jobs=True)
         await client.gone()
 

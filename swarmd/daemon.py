@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import logging
 import os
 import platform
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -66,12 +67,18 @@ def run(config: Config) -> int:
     except* SwarmError as refusals:
         refused += _leaves(refusals)
     for refusal in refused:
-        _say(f"swarmd: {refusal}")
+        sys.stderr.write(f"swarmd: {refusal}\n")
     return 1 if refused else 0
 
 
-def _say(line: str) -> None:
-    """A word to people, whatever the level and format of the log."""
+def _tell_ready(urls: Mapping[str, tuple[str, ...]], config: Config) -> None:
+    """The one line that says the node serves, whatever the level of the log."""
+    if config.log.format == "json":
+        facts = {"level": "info", "message": "ready", "node": config.node.name, "urls": urls}
+        line = json.dumps(facts)
+    else:
+        places = [f"{surface} {url}" for surface, found in urls.items() for url in found]
+        line = f"ready: node {config.node.name}, {', '.join(places)}"
     sys.stderr.write(line + "\n")
     sys.stderr.flush()
 
@@ -88,8 +95,7 @@ async def _main(config: Config) -> None:
     manager = take_notifier(os.environ, os.getpid())
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with open_node(config) as node:
-            said = "  ".join(f"{name} {' '.join(urls)}" for name, urls in node.urls.items())
-            _say(f"swarmd: node {config.node.name} is ready: {said}")
+            _tell_ready(node.urls, config)
             manager.tell(READY)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_stop_on_signal, signals, node)

@@ -50,8 +50,12 @@ class JsonLines(logging.Formatter):
     """`{"at": …, "level": …, "logger": …, "message": …, …facts}`, one object a line."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, object] = {"at": _at(record), "level": record.levelname.lower(), "logger": record.name,
-                "message": _one_line(record)}  # fmt: skip
+        line: dict[str, object] = {
+            "at": _at(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": _one_line(record),
+        }
         known = facts(record).items()
         line |= {name: value for name, value in known if name not in line}
         trace = _trace(record)

@@ -81,7 +81,7 @@ def default_node_name() -> str:
 
 
 def make_data_dir(data_dir: Path) -> None:
-    """Make it, open to its owner alone; refuse one that somebody else could have prepared."""
+    """Make it, for its owner alone to list and change; refuse somebody else's."""
     try:
         data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         facts = data_dir.stat()
@@ -90,8 +90,9 @@ def make_data_dir(data_dir: Path) -> None:
                 f"the data directory {data_dir} belongs to user {facts.st_uid}, and this is user"
                 f" {os.geteuid()}; run as its owner, or choose another with --data-dir"
             )
-        if facts.st_mode & 0o077:
-            data_dir.chmod(0o700)
+        if facts.st_mode & 0o066:
+            # Passing through may be granted: jobs of another account do, to their own directories.
+            data_dir.chmod(facts.st_mode & 0o711)
     except OSError as problem:
         raise Invalid(
             f"the data directory {data_dir} cannot be made: {problem.strerror};"

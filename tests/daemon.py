@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -150,7 +151,7 @@ def free_ports(names: Mapping[str, int]) -> dict[str, int]:
 
 def end_runner(data_dir: Path) -> None:
     """End the runner of this data directory, which ends its jobs; SIGKILL where it does not."""
-    pids = _runner_pids(data_dir)
+    pids = runner_pids(data_dir)
     for sig in (signal.SIGTERM, signal.SIGKILL):
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
@@ -158,18 +159,20 @@ def end_runner(data_dir: Path) -> None:
         deadline = time.monotonic() + STOP_TIMEOUT_S
         while pids and time.monotonic() < deadline:
             time.sleep(0.02)
-            pids = _runner_pids(data_dir)
+            pids = runner_pids(data_dir)
         if not pids:
             return
 
 
 def _let_jobs_pass(directory: Path) -> None:
     """Temporary directories are closed to all but us, and as root jobs run as somebody else."""
-    for folder in (directory, *directory.parents):
-        facts = folder.stat()
-        if facts.st_uid == os.geteuid() != 0 or facts.st_mode & 0o001:
-            continue
-        folder.chmod(facts.st_mode & 0o7777 | 0o011)
+    if os.geteuid() != 0:
+        return
+    temporary = Path(tempfile.gettempdir()).resolve()
+    for folder in (directory.resolve(), *directory.resolve().parents):
+        if temporary not in folder.parents:
+            return
+        folder.chmod(folder.stat().st_mode & 0o7777 | 0o011)
 
 
 def _launch(
@@ -198,7 +201,7 @@ def _launch(
     return Daemon(data_dir, ports, process, stderr_path, thread, ready)
 
 
-def _runner_pids(data_dir: Path) -> list[int]:
+def runner_pids(data_dir: Path) -> list[int]:
     """Processes started as `… runner … --data-dir DIR`, found by that very directory."""
     found = []
     for entry in Path("/proc").iterdir():

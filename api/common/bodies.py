@@ -7,7 +7,7 @@ a piece at a time.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -51,7 +51,9 @@ async def read_json(
     if len(body) <= WHOLE_BYTES_MAX:
         value = decode(body, kind)
     else:
+        await trio.lowlevel.checkpoint()
         value = await _decode_large(body, kind)
+        await trio.lowlevel.checkpoint()
     if b"\\u0000" in body:
         await refuse_nul(value, nul_fields)
     return value
@@ -119,28 +121,42 @@ async def refuse_nul(value: object, nul_fields: frozenset[str] = _NONE) -> None:
     stack: list[tuple[str, object]] = [("", value)]
     nodes = 0
     while stack:
-        nodes += 1
-        if nodes % _NODES_A_TURN == 0:
-            await trio.lowlevel.checkpoint()
         path, node = stack.pop()
         if isinstance(node, str):
-            if "\0" in node:
-                raise Invalid(
-                    f"{path or 'the text'} holds a NUL character, which is not possible there",
-                    field=path,
-                )
-        elif isinstance(node, msgspec.Struct):
-            for name in node.__struct_fields__:
-                if name not in nul_fields:
-                    stack.append((f"{path}.{name}".lstrip("."), getattr(node, name)))
-        elif isinstance(node, dict):
-            for key, held in node.items():
-                if isinstance(key, str) and "\0" in key:
-                    raise Invalid(f"a name in {path or 'the body'} holds a NUL", field=path)
-                if key not in nul_fields:
-                    stack.append((f"{path}.{key}".lstrip("."), held))
-        elif isinstance(node, (list, tuple)):
-            stack.extend((f"{path}[{at}]", held) for at, held in enumerate(node))
+            _refuse_nul_text(path, node)
+            continue
+        for name, held in _members(node):
+            nodes += 1
+            if nodes % _NODES_A_TURN == 0:
+                await trio.lowlevel.checkpoint()
+            if isinstance(name, str):
+                if name in nul_fields:
+                    continue
+                _refuse_nul_text(f"a name in {path or 'the body'}", name)
+            if isinstance(held, str):
+                if "\0" in held:
+                    _refuse_nul_text(_join(path, name), held)
+            elif not isinstance(held, (int, float, type(None))):
+                stack.append((_join(path, name), held))
+
+
+def _members(node: object) -> Iterable[tuple[str | int, object]]:
+    if isinstance(node, msgspec.Struct):
+        return ((name, getattr(node, name)) for name in node.__struct_fields__)
+    if isinstance(node, dict):
+        return node.items()
+    return enumerate(node) if isinstance(node, (list, tuple)) else ()
+
+
+def _join(path: str, name: str | int) -> str:
+    return f"{path}[{name}]" if isinstance(name, int) else f"{path}.{name}".lstrip(".")
+
+
+def _refuse_nul_text(path: str, text: str) -> None:
+    if "\0" in text:
+        raise Invalid(
+            f"{path or 'the text'} holds a NUL character, which is not possible there", field=path
+        )
 
 
 async def _read(request: Request | quart.Request, bytes_max: int | None) -> bytes:
@@ -185,6 +201,7 @@ async def _decode_large(body: bytes, kind: type[T]) -> T:
     if not folded.long_strings:
         return decode(body, kind)
     value = folded.unfold(decode(folded.skeleton, object))
+    await trio.lowlevel.checkpoint()
     try:
         return msgspec.convert(value, kind)
     except msgspec.ValidationError as error:

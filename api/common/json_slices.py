@@ -129,7 +129,9 @@ async def _decode_string(body: bytes, cuts: list[int]) -> str:
                 f"the body is not JSON in UTF-8: a string is malformed near byte {begin}"
             ) from None
         await trio.lowlevel.checkpoint()
-    return "".join(pieces)
+    text = "".join(pieces)
+    await trio.lowlevel.checkpoint()
+    return text
 
 
 def _deeper(depth: int) -> int:

@@ -164,7 +164,7 @@ class Site:
             return Response(204)
         if not methods:
             raise unknown_path("OPTIONS", unquote(raw_path.decode("ascii")))
-        return Response(204, headers=(("Allow", ", ".join(sorted(methods | {"OPTIONS"}))),))
+        return Response(204, headers=(("Allow", ", ".join(sorted(methods))),))
 
     def _methods(
         self, raw_path: bytes, found: tuple[dict[str, HotRoute], dict[str, str]] | None
@@ -174,6 +174,8 @@ class Site:
             methods |= found[0].keys()
         if "GET" in methods:
             methods.add("HEAD")
+        if methods:
+            methods.add("OPTIONS")
         return methods
 
     async def _answer_quart(

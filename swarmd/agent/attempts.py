@@ -6,7 +6,6 @@ that neither a crash of this daemon nor one of the swarm's loses or repeats it."
 from __future__ import annotations
 
 import logging
-import shutil
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
@@ -17,7 +16,7 @@ import trio
 
 from swarmd.agent.binaries import Binaries
 from swarmd.agent.launch import JOB_PATH, Account, error_of, find_program, order_of, status_of
-from swarmd.agent.logs import STREAMS, AttemptLogs
+from swarmd.agent.logs import AttemptLogs, tidy
 from swarmd.agent.output import cut_file
 from swarmd.cluster.feed import FellBehind
 from swarmd.cluster.handle import Cluster
@@ -39,6 +38,8 @@ from swarmd.state.queries import Duty, ListDuties
 log = logging.getLogger(__name__)
 
 REPORTS_MAX = 100
+TIDY_EVERY_S = 0.5
+LOGS_LOOK_EVERY_S = 60.0
 LINGER_S = 0.01
 """While more work waits here, reports are gathered this long: nobody waits for the slot."""
 
@@ -92,6 +93,7 @@ class Attempts:
         self._reports: dict[AttemptId, _Report] = {}
         self._report_wanted = trio.Event()
         self._slot_free = trio.Event()
+        self._untidy: list[Path] = []
         self._closing = False
         self.logs = AttemptLogs(root, self._is_running)
 
@@ -310,9 +312,10 @@ class Attempts:
 
     async def _result(self, duty: Duty, ended: Ended) -> Result:
         directory = self.logs.directory(duty.attempt.id)
-        outputs = [
-            await self._output(directory / stream, ended.cuts.get(stream)) for stream in STREAMS
-        ]
+        outputs = []
+        for stream, size in (("stdout", ended.stdout_size), ("stderr", ended.stderr_size)):
+            hole = ended.cuts.get(stream)
+            outputs.append(await self._output(directory / stream, hole) if size else Output())
         return Result(
             exit_code=ended.exit_code,
             error=error_of(ended, duty.spec),
@@ -392,52 +395,41 @@ class Attempts:
         if held.program is not None:
             self._binaries.release(held.program)
         self.logs.ended(attempt_id)
-        _tidy(self.logs.directory(attempt_id))
+        self._untidy.append(self.logs.directory(attempt_id))
         self._slot_free.set()
 
     # Keeping the disk.
 
     async def keep_tidy(self) -> None:
+        """Directories of ended attempts are put in order some at a time, off the loop."""
+        next_look = trio.current_time()
         while True:
-            keep = frozenset(self._held)
-            bytes_max = self._settings.logs_total_bytes_max
-            await trio.to_thread.run_sync(self.logs.forget_oldest, bytes_max, keep)
-            await trio.sleep(60)
+            if trio.current_time() >= next_look:
+                next_look = trio.current_time() + LOGS_LOOK_EVERY_S
+                keep = frozenset(self._held)
+                bytes_max = self._settings.logs_total_bytes_max
+                await trio.to_thread.run_sync(self.logs.forget_oldest, bytes_max, keep)
+            if self._untidy:
+                directories, self._untidy = self._untidy, []
+                await trio.to_thread.run_sync(tidy, directories)
+            await trio.sleep(TIDY_EVERY_S)
 
 
 def _read_small(path: Path, hole: tuple[int, int] | None) -> bytes | None:
     """What fits into a result; read on the spot, since a thread would cost more than the read.
     None where there is more."""
+    if hole is not None:
+        return None
     try:
-        size = path.stat().st_size
-        if size == 0:
-            return b""
-        if size > INLINE_BYTES_MAX or hole is not None:
-            return None
-        return path.read_bytes()[:INLINE_BYTES_MAX]
+        with path.open("rb", buffering=0) as file:
+            data = file.read(INLINE_BYTES_MAX + 1) or b""
     except OSError:
         return b""
+    return None if len(data) > INLINE_BYTES_MAX else data
 
 
 def _age_ms(now: float, at: float | None) -> int | None:
     return None if at is None else max(0, int((now - at) * 1000))
-
-
-def _tidy(directory: Path) -> None:
-    """The working directory goes with its attempt; logs stay, unless there is nothing in them."""
-    with suppress(OSError):
-        (directory / "program").unlink()
-    try:
-        (directory / "work").rmdir()
-    except FileNotFoundError:
-        pass
-    except OSError:
-        shutil.rmtree(directory / "work", ignore_errors=True)
-    with suppress(OSError):
-        if not any((directory / stream).stat().st_size for stream in STREAMS):
-            for stream in STREAMS:
-                (directory / stream).unlink()
-            directory.rmdir()
 
 
 @asynccontextmanager

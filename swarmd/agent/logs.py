@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
@@ -133,3 +133,21 @@ def _disk_bytes(directory: Path) -> int:
         with suppress(FileNotFoundError):
             total += entry.stat(follow_symlinks=False).st_blocks * 512
     return total
+
+
+def tidy(directories: Iterable[Path]) -> None:
+    """The working directory goes with its attempt; logs stay, unless there is nothing in them.
+    Blocks: in a thread."""
+    for directory in directories:
+        with suppress(OSError):
+            (directory / "program").unlink()
+        try:
+            (directory / "work").rmdir()
+        except OSError:
+            shutil.rmtree(directory / "work", ignore_errors=True)
+        with suppress(OSError):
+            paths = [directory / stream for stream in STREAMS]
+            if not any(map(_size, paths)):
+                for path in paths:
+                    path.unlink()
+                directory.rmdir()

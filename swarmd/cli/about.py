@@ -21,13 +21,15 @@ def config(running: bool, config_file: Path | None, data_dir: Path | None, as_js
     """Every setting that `swarmd up` would have here, and where its value comes from."""
     if running:
         told = find_daemon(data_dir).get("/api/v1/config")
-        rows = [(row["setting"], row["value"], row["from"]) for row in told["settings"]]
+        rows = [(row["setting"], row["value"], row["source"]) for row in told["settings"]]
     else:
         from swarmd.config_sources import load, report
 
         rows = report(load(os.environ, {"node.data_dir": data_dir}, file=config_file))
     if as_json:
-        settings = [{"setting": path, "value": value, "from": origin} for path, value, origin in rows]
+        settings = [
+            {"setting": path, "value": value, "source": origin} for path, value, origin in rows
+        ]
         show.emit_json({"settings": settings})
         return
     show.emit_table(

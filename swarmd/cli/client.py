@@ -12,7 +12,7 @@ import json
 import os
 import socket
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 from urllib.parse import quote, urlencode
@@ -25,6 +25,9 @@ REQUEST_TIMEOUT_S = 30.0
 STREAM_CHUNK_BYTES = 64 * 1024
 ANSWER_BYTES_MAX = 256 * 1024 * 1024
 SUN_PATH_BYTES_MAX = 107
+
+Query = Mapping[str, object]
+"""None among the values was not asked for, a sequence is asked for once each."""
 
 
 class Refused(click.ClickException):
@@ -50,19 +53,17 @@ class Daemon:
         self.data_dir = data_dir
         self.socket_path = data_dir / SOCKET_FILE
 
-    def get(self, path: str, timeout_s: float = REQUEST_TIMEOUT_S, **query: object) -> Any:
-        return self.ask("GET", path, None, timeout_s, **query)
-
-    def post(self, path: str, body: object = None, timeout_s: float = REQUEST_TIMEOUT_S) -> Any:
-        return self.ask("POST", path, {} if body is None else body, timeout_s)
-
-    def ask(
-        self, method: str, path: str, body: object, timeout_s: float, **query: object
+    def get(
+        self, path: str, query: Query | None = None, timeout_s: float = REQUEST_TIMEOUT_S
     ) -> Any:
         """The answer's JSON, or Refused with the daemon's own words."""
-        data = None if body is None else json.dumps(body).encode()
-        headers = {} if data is None else {"Content-Type": "application/json"}
-        with self._answer(method, path, data, headers, timeout_s, query) as answer:
+        with self._answer("GET", path, None, {}, timeout_s, query or {}) as answer:
+            return _json(_read(answer))
+
+    def post(self, path: str, body: object = None, timeout_s: float = REQUEST_TIMEOUT_S) -> Any:
+        data = b"" if body is None else json.dumps(body).encode()
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        with self._answer("POST", path, data, headers, timeout_s, {}) as answer:
             return _json(_read(answer))
 
     def upload(self, path: str, file: BinaryIO, size_bytes: int, sha256: str) -> Any:
@@ -71,9 +72,9 @@ class Daemon:
         with self._answer("PUT", path, file, headers, REQUEST_TIMEOUT_S, {}) as answer:
             return _json(_read(answer))
 
-    def stream(self, path: str, **query: object) -> Iterator[bytes]:
+    def stream(self, path: str, query: Query | None = None) -> Iterator[bytes]:
         """The body as it comes, until the daemon ends it. A stream may rest as long as it likes."""
-        with self._answer("GET", path, None, {}, None, query) as answer:
+        with self._answer("GET", path, None, {}, None, query or {}) as answer:
             try:
                 while chunk := answer.read1(STREAM_CHUNK_BYTES):
                     yield chunk
@@ -98,7 +99,7 @@ class Daemon:
         body: bytes | BinaryIO | None,
         headers: dict[str, str],
         timeout_s: float | None,
-        query: dict[str, object],
+        query: Query,
     ) -> Iterator[http.client.HTTPResponse]:
         given = {name: value for name, value in query.items() if value is not None}
         target = f"{path}?{urlencode(given, doseq=True)}" if given else path
@@ -116,9 +117,9 @@ class Daemon:
                     " look at its log"
                 ) from problem
             except (OSError, http.client.HTTPException) as problem:
+                why = str(problem) or type(problem).__name__
                 raise Refused(
-                    f"the daemon of {self.data_dir} broke off: {problem or type(problem).__name__};"
-                    " look at its log"
+                    f"the daemon of {self.data_dir} broke off: {why}; look at its log"
                 ) from problem
             yield answer
 

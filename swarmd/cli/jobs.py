@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,7 +20,9 @@ job_id = click.argument("job_id", metavar="JOB")
 
 
 @click.command("jobs")
-@click.option("--status", "statuses", multiple=True, type=click.Choice(STATUSES), help="Repeatable.")
+@click.option(
+    "--status", "statuses", multiple=True, type=click.Choice(STATUSES), help="Repeatable."
+)
 @click.option("--type", "type_", metavar="T", help="Only of this type.")
 @click.option("--kind", metavar="K", help="Only of this kind, such as binary.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True)
@@ -37,7 +40,8 @@ def jobs(
 ) -> None:
     """Jobs, the newest first."""
     seen = find_daemon(data_dir).get(
-        "/api/v1/jobs", status=statuses or None, type=type_, kind=kind, limit=limit, offset=offset
+        "/api/v1/jobs",
+        {"status": statuses, "type": type_, "kind": kind, "limit": limit, "offset": offset},
     )
     if as_json:
         show.emit_json(seen)
@@ -131,8 +135,8 @@ def copy_logs(daemon: Daemon, job_id: str, streams: tuple[str, ...], *, follow: 
         raise problems[0]
 
 
-def _chunks(daemon: Daemon, job_id: str, stream: str, follow: bool) -> Any:
-    return daemon.stream(job_path(job_id, "logs"), stream=stream, follow=1 if follow else None)
+def _chunks(daemon: Daemon, job_id: str, stream: str, follow: bool) -> Iterator[bytes]:
+    return daemon.stream(job_path(job_id, "logs"), {"stream": stream, "follow": int(follow)})
 
 
 def exit_status(job: dict[str, Any]) -> int:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import click
 
+from swarmd import __version__
 from swarmd.domain.errors import SwarmError
 
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -65,7 +66,7 @@ class Commands(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="`swarmd COMMAND --help` tells more. Data goes to stdout, talk to stderr.",
 )
-@click.version_option(package_name=None, version=None, message="%(version)s", prog_name="swarmd")
+@click.version_option(__version__, message="%(version)s")
 def cli() -> None:
     """swarmd: a handful of machines become one swarm."""
 

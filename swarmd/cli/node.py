@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
-import sys
 import time
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import click
 
@@ -54,10 +50,7 @@ def up(
     logs.set_up(config.log.level, config.log.format)
     from swarmd import daemon
 
-    def ready(urls: Mapping[str, Sequence[str]]) -> None:
-        _announce(config.node.name, urls, config.log.format)
-
-    return daemon.run(config, ready=ready)
+    return daemon.run(config)
 
 
 @click.command("down")
@@ -141,14 +134,3 @@ def _refuse_mesh(join: tuple[str, ...], token: str | None) -> None:
             f"{given}: joining needs the mesh, which this version does not have yet;"
             " without it `swarmd up` runs a swarm of one node"
         )
-
-
-def _announce(name: str, urls: Mapping[str, Sequence[str]], format: str) -> None:
-    """The one line that says the node is ready, whatever the level of the log."""
-    if format == "json":
-        facts: dict[str, Any] = {"level": "info", "message": "ready", "node": name}
-        line = json.dumps(facts | {"urls": {surface: list(at) for surface, at in urls.items()}})
-    else:
-        places = [f"{surface} {url}" for surface, at in urls.items() for url in at]
-        line = f"ready: node {name}, {', '.join(places)}"
-    print(line, file=sys.stderr, flush=True)

@@ -8,7 +8,6 @@ from typing import Any
 
 import click
 
-from swarmd import values
 from swarmd.domain.errors import Invalid
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
@@ -29,7 +28,7 @@ config_file: Decorator = click.option(
 )
 
 
-class Read(click.ParamType):
+class Read(click.ParamType[Any]):
     """An option's text, read by a function that refuses with Invalid."""
 
     def __init__(self, name: str, read: Callable[[str], Any]) -> None:
@@ -45,5 +44,17 @@ class Read(click.ParamType):
             self.fail(problem.message, param, ctx)
 
 
-SIZE = Read("size", values.size_bytes)
-DURATION = Read("duration", values.duration_s)
+def _size(text: str) -> int:
+    from swarmd.values import size_bytes
+
+    return size_bytes(text)
+
+
+def _duration(text: str) -> float:
+    from swarmd.values import duration_s
+
+    return duration_s(text)
+
+
+SIZE = Read("size", _size)
+DURATION = Read("duration", _duration)

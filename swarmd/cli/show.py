@@ -9,7 +9,6 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -96,6 +95,8 @@ def span(milliseconds: Any) -> str:
 
 def ago(at: Any) -> str:
     """How long ago an ISO time was."""
+    from datetime import UTC, datetime
+
     try:
         then = datetime.fromisoformat(at)
     except (TypeError, ValueError):

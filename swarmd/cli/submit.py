@@ -20,7 +20,8 @@ from swarmd.cli.jobs import EXIT_NO_STATUS, STREAMS, copy_logs, exit_status, fin
 from swarmd.cli.main import EXIT_INTERRUPTED, EXIT_REFUSED, tell
 from swarmd.domain.errors import Invalid
 
-WAIT_S = 30.0
+WAIT_S = 30
+HASH_CHUNK_BYTES = 1024 * 1024
 PRIORITIES = ("foreground", "background", "best_effort")
 
 
@@ -51,8 +52,11 @@ def _variable(text: str) -> tuple[str, str]:
 @click.option("--name", "--type", "type_", metavar="T",
               help="The job's type; the command's name where none is given.")  # fmt: skip
 @click.option("--priority", type=options.Read("priority", _priority), default="background",
-              show_default=True, metavar="P", help=f"{', '.join(PRIORITIES)} or a number.")  # fmt: skip
-@click.option("--timeout", type=options.DURATION, metavar="T", help="End it after so long: 30s, 2h.")
+              show_default=True, metavar="P", help=f"{', '.join(PRIORITIES)} or a number."
+              )  # fmt: skip
+@click.option(
+    "--timeout", type=options.DURATION, metavar="T", help="End it after so long: 30s, 2h."
+)
 @click.option("--retries", type=click.IntRange(0, 100), default=0, help="Try so often again.")
 @click.option("--cpus", type=click.FloatRange(0, min_open=True), help="CPUs to have, and no more.")
 @click.option("--memory", type=options.SIZE, metavar="SIZE", help="Memory to have: 512MiB, 2GB.")
@@ -147,7 +151,10 @@ def local_file(program: str) -> Path | None:
 def _upload(daemon: Daemon, path: Path) -> dict[str, str]:
     file, size_bytes = find_file(path)
     with file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        hashed = hashlib.sha256()
+        while chunk := file.read(HASH_CHUNK_BYTES):
+            hashed.update(chunk)
+        sha256 = hashed.hexdigest()
         file.seek(0)
         stored = daemon.upload("/api/v1/blobs", file, size_bytes, sha256)["sha256"]
     return {"url": f"blob:sha256:{stored}", "sha256": stored}
@@ -166,9 +173,7 @@ def _see_through(daemon: Daemon, job: dict[str, Any], *, follow: bool, as_json: 
         if follow and not as_json:
             copy_logs(daemon, job_id, STREAMS, follow=True)
         while job.get("status") not in ("completed", "failed", "cancelled"):
-            job = daemon.get(
-                job_path(job_id, "wait"), timeout_s=WAIT_S + 15.0, timeout_s_=WAIT_S
-            )
+            job = daemon.get(job_path(job_id, "wait"), {"timeout_s": WAIT_S}, WAIT_S + 15)
     except KeyboardInterrupt:
         tell(f"\njob {job_id} goes on; `swarmd cancel {job_id}` ends it")
         return EXIT_INTERRUPTED

@@ -25,7 +25,7 @@ from swarmd.domain.events import (
 )
 from swarmd.domain.jobs import AttemptId, NodeId
 from swarmd.state.commands import AssignJobs
-from swarmd.state.queries import ListNodes, PlacementView, ViewPlacement
+from swarmd.state.queries import PlacementView, ViewPlacement
 
 log = logging.getLogger(__name__)
 
@@ -48,9 +48,10 @@ class Pace:
         self._known_seq = 0
 
     def start_from(self, view: PlacementView) -> None:
-        """What is held is counted anew from the state whenever it is read; events that it has
-        in it already are not counted again."""
+        """What is held is counted anew from the state whenever it is read, attempts of before our
+        time too; events that it has in it already are not counted again."""
         self._known_seq = view.event_seq
+        self._holder.update((i, NodeId(holder)) for i, holder in view.holders.items())
         self.slots = {node.id: node.capacity.slots for node in view.nodes}
         self.held = {node.id: view.used[node.id].slots for node in view.nodes}
 
@@ -106,7 +107,8 @@ async def schedule(cluster: Cluster, term: int) -> None:
                     if woken and pace.wants_work(trio.current_time()):
                         await _place_all(cluster, term, pace)
         except FellBehind:
-            after = None  # what was missed is in the state that is read next
+            # What was missed is in the state that is read next; what was counted is not to be kept.
+            after, pace = None, Pace()
 
 
 def _note(pace: Pace, event: Event) -> bool:
@@ -118,12 +120,7 @@ async def _place_all(cluster: Cluster, term: int, pace: Pace) -> None:
     """Place until nothing more fits."""
     while True:
         far = pace.ahead(trio.current_time())
-        nodes = await cluster.read(ListNodes())
-        room = sum(node.capacity.slots + far.get(node.id, 0) for node in nodes)
-        if not room:
-            pace.slots = {}
-            return
-        view = await cluster.read(ViewPlacement(min(room, ASSIGNMENTS_MAX)))
+        view = await cluster.read(ViewPlacement(sum(far.values()), ASSIGNMENTS_MAX))
         pace.start_from(view)
         assignments = plan(view, far)
         if not assignments:

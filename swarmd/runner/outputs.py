@@ -6,7 +6,8 @@ afterwards: on each tick a file that takes more than `size_max` on disk has its 
 head and tail stay, every byte stays at its offset, and the attempt's end tells the range that went.
 Between two ticks a fast writer may be over the bound. Where the filesystem cannot punch holes, the
 tail is copied aside and put back at its offset after truncation; what the job prints during that
-instant may fall into the cut range.
+instant may fall into the cut range. Being files they can be truncated by a job that opens
+/dev/stdout anew with `>`; `>>` adds, as it does on a terminal.
 """
 
 from __future__ import annotations

@@ -103,13 +103,16 @@ class PlacementView(msgspec.Struct, frozen=True):
     used: dict[str, Usage]
     shapes: dict[int, Shape]
     heads: tuple[ReadyJob, ...]
+    holders: dict[AttemptId, str]
+    """The node of each attempt that is held."""
     event_seq: int
     """The last event that this view has in it."""
 
 
 class ViewPlacement(Query[PlacementView], frozen=True):
-    """Up to `limit` ready jobs of each shape, best first."""
+    """As many ready jobs of each shape as the nodes have slots and `extra`, best first."""
 
+    extra: int
     limit: int
 
 
@@ -296,18 +299,28 @@ def _list_totals(conn: Conn, query: ListTotals) -> dict[tuple[str, str], int]:
 def _view_placement(conn: Conn, query: ViewPlacement) -> PlacementView:
     nodes = tuple(n for n in _list_nodes(conn, ListNodes()) if n.capacity.slots)
     shapes, heads = {}, []
-    for shape_id, key in conn.execute("SELECT id, key FROM shapes WHERE ready > 0"):
+    room = sum(node.capacity.slots for node in nodes)
+    limit = min(query.limit, room + query.extra) if room else 0
+    ready = conn.execute("SELECT id, key FROM shapes WHERE ready > 0") if limit else ()
+    for shape_id, key in ready:
         shapes[shape_id] = decode_shape(key)
         rows = conn.execute(
             "SELECT id, seq, priority FROM jobs WHERE shape = ? AND ready = 1"
             " ORDER BY priority DESC, seq LIMIT ?",
-            (shape_id, query.limit),
+            (shape_id, limit),
         )
         heads += [ReadyJob(JobId(row[0]), row[1], row[2], shape_id) for row in rows]
     heads.sort(key=lambda head: (-head.priority, head.seq))
-    used = {node.id: usage_of(conn.execute, node.id) for node in nodes}
+    used = {str(node.id): usage_of(conn.execute, node.id) for node in nodes}
+    holders = {
+        AttemptId(row[0]): str(node.id)
+        for node in nodes
+        for row in conn.execute(
+            "SELECT id FROM attempts WHERE node_id = ? AND active = 1", (node.id,)
+        )
+    }
     seq = conn.execute("SELECT max(seq) FROM events").fetchone()[0] or 0
-    return PlacementView(nodes, {str(k): v for k, v in used.items()}, shapes, tuple(heads), seq)
+    return PlacementView(nodes, used, shapes, tuple(heads), holders, seq)
 
 
 def _list_duties(conn: Conn, query: ListDuties) -> list[Duty]:

@@ -60,15 +60,18 @@ def test_the_daemon_listens_on_its_surfaces_alone(daemon: Daemon) -> None:
     assert listening_ports(daemon.process.pid) == set(daemon.ports.values())
 
 
-@pytest.mark.parametrize(("method", "port", "path"), NOT_YET, ids=str)
-def test_what_is_not_yet_is_not_served(daemon: Daemon, method: str, port: int, path: str) -> None:
-    names = [name for name, documented in SURFACES.items() if documented == port]
-    if not names:
-        return  # the port is not listened on: the test above
-    (name,) = names
-    verb = {"WS": "GET", "SSE": "GET", "GRAPHQL": "POST", "GRPC": "POST"}.get(method, method)
-    answer = daemon.request(verb, path.replace("{", "").replace("}", ""), surface=name)
-    assert answer.status in (404, 405), f"{method} {path} is served: take it out of NOT_YET"
+def test_what_is_not_yet_is_not_served(daemon: Daemon) -> None:
+    """Ports that are not listened on are left to the test above."""
+    names = {port: name for name, port in SURFACES.items()}
+    verbs = {"WS": "GET", "SSE": "GET", "GRAPHQL": "POST", "GRPC": "POST"}
+    served = []
+    for method, port, path in NOT_YET:
+        if port in names:
+            plain = path.replace("{", "").replace("}", "")
+            answer = daemon.request(verbs.get(method, method), plain, surface=names[port])
+            if answer.status not in (404, 405):
+                served.append((method, port, path))
+    assert not served, "take these out of NOT_YET"
 
 
 def listening_ports(pid: int) -> set[int]:

@@ -26,7 +26,7 @@ async def test_health_of_a_node_that_knows_no_leader(
     node = Node(NodeId("a"), "a")
     nothing_asked = cast("Request", None)
     async with open_local(
-        tmp_path, node, StoreSettings(), now_ms=lambda: 0, new_cluster_id="c"
+        tmp_path, node, StoreSettings(), now_ms=lambda: 0, new_id=lambda: "c"
     ) as cluster:
         queue = Queue(cluster, RequestMetrics("executr_"))
         answer = await health(queue, nothing_asked)

@@ -1,0 +1,212 @@
+"""`demo`: a node of its own with a sample job, as a stranger's first minute; nothing stays behind.
+
+The node is a real `swarmd up` in a child process, kept apart from the settings of this machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from swarmd.cli import options, show
+from swarmd.cli.client import Daemon, Refused, job_path
+from swarmd.cli.main import EXIT_REFUSED, tell
+
+ADDRESS = "127.0.0.1"
+DOCUMENTED_PORTS = {"jobqueue": 8080, "console": 8470}
+READY_TIMEOUT_S = 30.0
+END_TIMEOUT_S = 20.0
+LOG_LINES_SHOWN = 20
+SAMPLE = {
+    "type": "hello",
+    "program": "sh",
+    "arguments": ["-c", 'echo "hello from $(uname -n), job process $$"'],
+    "timeout_seconds": 20,
+}
+
+
+@click.command("demo")
+@click.option("--nodes", type=click.IntRange(1, 99), default=3, show_default=True,
+              help="How many nodes, on 127.0.0.1 and the addresses after it.")  # fmt: skip
+@click.option("--once", is_flag=True, help="End after the sample job.")
+@options.as_json
+@options.data_dir
+def demo(nodes: int, once: bool, as_json: bool, data_dir: Path | None) -> int:
+    """Try it: a node of its own, a sample job and its output.
+
+    Ctrl-C ends it with everything that it started. Without --data-dir nothing is kept.
+    """
+    if nodes != 1:
+        tell("one node is started: this version has no mesh yet for others to join it")
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        with _place(data_dir) as place, _node(place) as (daemon, urls):
+            job = _run_sample(daemon)
+            if as_json:
+                show.emit_json({"urls": urls, "job": job})
+            else:
+                _tell_all(place, urls, job, temporary=data_dir is None)
+            if job.get("status") != "completed":
+                tell(f"error: the sample job {job.get('status')}: {job.get('error')}")
+                return EXIT_REFUSED
+            if not once:
+                tell("Ctrl-C ends it.")
+                _wait_for_end(daemon)
+    except KeyboardInterrupt:
+        tell("")
+        return 0
+    return 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+@contextlib.contextmanager
+def _place(data_dir: Path | None) -> Iterator[Path]:
+    """The data directory; a temporary one goes with the demo."""
+    if data_dir is not None:
+        yield data_dir.absolute()
+        return
+    place = Path(tempfile.mkdtemp(prefix="swarmd-demo-"))
+    try:
+        yield place
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+        if place.exists():
+            tell(f"{place} could not be deleted whole")
+
+
+@contextlib.contextmanager
+def _node(place: Path) -> Iterator[tuple[Daemon, dict[str, str]]]:
+    """A running node and its URLs; at the end it, its runner and its jobs are gone."""
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    settings = place / "demo.toml"
+    settings.write_text(_settings(_ports()))
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("SWARMD_") and k != "ADMIN_KEY"}
+    child = subprocess.Popen(
+        [*_ourselves(), "up", "--data-dir", str(place), "--config", str(settings)],
+        stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        errors="replace", env=kept,
+        # Ctrl-C is for us: the child is then told to stop, and to end its jobs.
+        start_new_session=True,
+    )  # fmt: skip
+    daemon = Daemon(place)
+    listener = _Listener(child)
+    try:
+        yield daemon, listener.wait_ready()
+    finally:
+        _end(daemon, child)
+
+
+def _ourselves() -> list[str]:
+    bundled = getattr(sys, "frozen", False)
+    return [sys.executable] if bundled else [sys.executable, "-m", "swarmd"]
+
+
+def _ports() -> dict[str, int]:
+    """The documented ones, or 0 (any that is free) for one that is taken."""
+    ports = {}
+    for surface, port in DOCUMENTED_PORTS.items():
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((ADDRESS, port))
+            except OSError:
+                tell(f"port {port} is taken: {surface} moves to a free one")
+                port = 0
+        ports[surface] = port
+    return ports
+
+
+def _settings(ports: dict[str, int]) -> str:
+    lines = ["[node]", 'name = "demo-1"', f'bind = ["{ADDRESS}"]', "[log]", 'level = "warning"']
+    for surface, port in ports.items():
+        lines += [f"[surfaces.{surface}]", f"port = {port}"]
+    return "\n".join(lines) + "\n"
+
+
+class _Listener:
+    """Reads what the child says, so that it never waits for a reader, and finds its URLs."""
+
+    def __init__(self, child: subprocess.Popen[str]) -> None:
+        self._child = child
+        self._urls: dict[str, str] = {}
+        self._last: deque[str] = deque(maxlen=LOG_LINES_SHOWN)
+        self._heard = threading.Event()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        self._thread.start()
+
+    def wait_ready(self) -> dict[str, str]:
+        self._heard.wait(READY_TIMEOUT_S)
+        if not self._urls:
+            said = "".join(self._last).strip()
+            raise Refused(f"the node did not start; it said:\n{said or '(nothing)'}")
+        return self._urls
+
+    def _listen(self) -> None:
+        assert self._child.stderr is not None
+        for line in self._child.stderr:
+            urls = dict(re.findall(r"(\w+) (https?://[^\s,]+)", line))
+            if not self._heard.is_set() and urls.keys() >= DOCUMENTED_PORTS.keys():
+                self._urls = urls
+                self._heard.set()
+            elif self._heard.is_set():
+                sys.stderr.write(line)
+            else:
+                self._last.append(line)
+        self._heard.set()
+
+
+def _run_sample(daemon: Daemon) -> dict[str, Any]:
+    job: dict[str, Any] = daemon.post("/api/v1/jobs", SAMPLE)
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while job.get("ended_at") is None and time.monotonic() < deadline:
+        job = daemon.get(job_path(job["id"], "wait"), {"timeout_s": 10})
+    return job
+
+
+def _tell_all(place: Path, urls: dict[str, str], job: dict[str, Any], *, temporary: bool) -> None:
+    show.emit_table(
+        ["NODE", "SURFACE", "URL"], [["demo-1", surface, url] for surface, url in urls.items()]
+    )
+    click.echo(f"\njob {job['id']} {job.get('status')} on {job.get('node')}, its output:")
+    click.echo(f"  {show.printable((job.get('stdout') or '').strip())}\n")
+    if not temporary or sys.stdout.isatty():
+        click.echo(f"try:  swarmd --help;  export SWARMD_DATA_DIR={place};  swarmd status\n")
+
+
+def _wait_for_end(daemon: Daemon) -> None:
+    """Until Ctrl-C, or until somebody else ends the node (`swarmd down`)."""
+    while daemon.pid() is not None:
+        time.sleep(1.0)
+    tell("the node has ended")
+
+
+def _end(daemon: Daemon, child: subprocess.Popen[str]) -> None:
+    with contextlib.suppress(Refused):
+        daemon.post("/api/v1/stop", {"jobs": True}, timeout_s=5.0)
+    for last_word in (child.terminate, child.kill):
+        try:
+            child.wait(END_TIMEOUT_S)
+            return
+        except subprocess.TimeoutExpired:
+            tell("the node does not end by itself")
+            last_word()
+    child.wait()

@@ -1,0 +1,145 @@
+"""kill -9 under load, at random moments: nothing that was acknowledged is lost, repeated or doubled.
+
+`SWARMD_SOAK_KILLS` sets how often (5 unless set), `SWARMD_SOAK_SEED` when; the seed is in the
+failure. A failure keeps what it needs to be understood: the state, the traces and the logs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tests.daemon import Daemon, runner_pids, start_daemon
+from tests.durability import JobSeen, check_jobs, check_state
+from tests.load import QUICK, SHELL, Load
+
+# Read at import: no test sees settings of whoever runs it.
+KILLS = int(os.environ.get("SWARMD_SOAK_KILLS", "5"))
+SEED = int(os.environ.get("SWARMD_SOAK_SEED", "") or random.SystemRandom().randrange(10**6))
+DRAIN_TIMEOUT_S = 60.0
+SLOTS = 6
+
+
+class Swarm:
+    """A daemon that is killed and started again on the same data and ports."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.trace = folder / "trace"
+        self.trace.touch()
+        self.trace.chmod(0o666)  # jobs may run as another account
+        self.daemon = start_daemon(folder, jobs={"slots": SLOTS})
+        self.blobs = {path: self._upload(path) for path in (QUICK, SHELL)}
+
+    def _upload(self, path: Path) -> str:
+        data = path.read_bytes()
+        answer = self.daemon.request("PUT", "/api/v1/blobs", data, surface="console")
+        assert answer.status == 201, answer.body
+        return hashlib.sha256(data).hexdigest()
+
+    def kill_daemon(self) -> None:
+        self.daemon.kill()
+
+    def start(self) -> None:
+        ports = self.daemon.ports
+        self.daemon = start_daemon(
+            self.folder, jobs={"slots": SLOTS},
+            surfaces__jobqueue={"port": ports["jobqueue"]},
+            surfaces__console={"port": ports["console"]},
+        )  # fmt: skip
+
+    def kill_runner(self) -> None:
+        pids = runner_pids(self.daemon.data_dir)
+        assert len(pids) == 1, f"there should be one runner: {pids}"
+        os.kill(pids[0], signal.SIGKILL)
+
+    def drain(self) -> None:
+        """Wait until nothing waits or runs any more."""
+        deadline = time.monotonic() + DRAIN_TIMEOUT_S
+        while True:
+            stats = self.daemon.request("GET", "/api/v1/admin/stats").json["jobs_by_status"]
+            if not stats["pending"] + stats["running"]:
+                return
+            assert time.monotonic() < deadline, f"the queue does not empty: {stats}"
+            time.sleep(0.1)
+
+
+@contextmanager
+def swarm_under_load(folder: Path, *, quick: bool = True) -> Iterator[tuple[Swarm, Load]]:
+    """Load for the block; then all of it is worked off, and the daemon has stopped."""
+    swarm = Swarm(folder)
+    try:
+        load = Load(swarm.daemon.ports["jobqueue"], swarm.trace, swarm.blobs, SEED)
+        with load.running(quick=quick):
+            yield swarm, load
+            load.stop_submitting()
+            swarm.drain()
+        assert swarm.daemon.stop() == 0
+    except BaseException as failure:
+        failure.add_note(f"SWARMD_SOAK_SEED={SEED} SWARMD_SOAK_KILLS={KILLS}; see {folder}")
+        failure.add_note(f"the daemon's log ends:\n{swarm.daemon.stderr()[-4000:]}")
+        raise
+    finally:
+        swarm.daemon.end()
+
+
+def state_of(swarm: Swarm) -> Path:
+    return swarm.daemon.data_dir / "state.db"
+
+
+def ran(jobs: list[JobSeen]) -> Counter[str]:
+    return Counter(job.type for job in jobs)
+
+
+def test_no_job_is_lost_or_run_twice_when_the_daemon_is_killed(tmp_path: Path) -> None:
+    rng = random.Random(SEED)
+    with swarm_under_load(tmp_path) as (swarm, load):
+        for _ in range(KILLS):
+            time.sleep(rng.uniform(0.05, 1.5))
+            swarm.kill_daemon()
+            swarm.start()
+        time.sleep(0.3)
+    try:
+        check_state(state_of(swarm))
+        jobs = check_jobs(state_of(swarm), swarm.trace, load, recoveries=False)
+    except BaseException as failure:
+        failure.add_note(f"SWARMD_SOAK_SEED={SEED} SWARMD_SOAK_KILLS={KILLS}; see {tmp_path}")
+        raise
+    # The proof is worth something only if all of this took place.
+    assert load.losses and load.completed, "no client noticed a kill, or no executor worked"
+    assert min(ran(jobs)[kind] for kind in ("quick", "trace", "outside")) >= KILLS, ran(jobs)
+
+
+def test_no_job_runs_twice_when_the_runner_is_killed(tmp_path: Path) -> None:
+    """With the daemon, and without: what ran is lost, ended with its whole tree, and run again."""
+    rng = random.Random(SEED + 1)
+    with swarm_under_load(tmp_path, quick=False) as (swarm, load):
+        for number in range(max(3, KILLS // 2)):
+            time.sleep(rng.uniform(0.6, 1.5))
+            if number % 3 == 1:
+                swarm.kill_daemon()
+                swarm.kill_runner()
+                swarm.start()
+            elif number % 3 == 2:
+                swarm.kill_runner()
+                swarm.kill_daemon()
+                swarm.start()
+            else:
+                swarm.kill_runner()
+        time.sleep(0.5)
+    try:
+        check_state(state_of(swarm))
+        jobs = check_jobs(state_of(swarm), swarm.trace, load, recoveries=True)
+    except BaseException as failure:
+        failure.add_note(f"SWARMD_SOAK_SEED={SEED} SWARMD_SOAK_KILLS={KILLS}; see {tmp_path}")
+        raise
+    lost = [job for job in jobs if len(job.attempts) > 1]
+    assert lost, "no attempt was lost: the kills met nothing"
+    assert any(len(job.runs) > 1 for job in lost), "nothing that had begun was run again"

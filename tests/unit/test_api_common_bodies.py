@@ -1,0 +1,285 @@
+"""JSON into typed values: strict, by name of the field, and never holding the event loop."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from api.common import bodies, json_slices
+from api.common.bodies import decode_each, read_json, read_json_array
+from api.common.surface import Request
+from swarmd.domain.actors import Actor
+from swarmd.domain.errors import Invalid, SwarmError, TooLarge
+
+HOLD_S_MAX = 0.005
+
+
+class Inner(msgspec.Struct):
+    stdout: str = ""
+    count: int = 0
+
+
+class Job(msgspec.Struct):
+    type: str
+    arguments: list[str] = []
+    env: dict[str, str] = {}
+    output: Inner | None = None
+
+
+class Source:
+    def __init__(self, *chunks: bytes) -> None:
+        self._chunks = list(chunks)
+
+    async def next_chunk(self) -> bytes:
+        return self._chunks.pop(0) if self._chunks else b""
+
+
+def request(body: bytes | str, content_type: str | None = "application/json") -> Request:
+    data = body.encode() if isinstance(body, str) else body
+    headers = [] if content_type is None else [(b"content-type", content_type.encode())]
+    cut = len(data) // 2
+    source = Source(*(part for part in (data[:cut], data[cut:]) if part))
+    actor = Actor("anonymous", "test")
+    return Request("POST", "/", {}, b"", headers, actor, "/", 1 << 24, source)
+
+
+async def read(body: bytes | str, kind: Any = Job, **options: Any) -> Any:
+    return await read_json(request(body), kind, **options)
+
+
+async def test_a_body_is_read() -> None:
+    job = await read('{"type": "a", "arguments": ["b"], "unknown": [1, {"x": 2}]}')
+    assert job == Job("a", ["b"])
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ('{"arguments": []}', "type"),
+        ('{"type": 1}', "type"),
+        ('{"type": null}', "type"),
+        ('{"type": "a", "arguments": ["b", 3]}', "arguments[1]"),
+        ('{"type": "a", "output": {"count": "3"}}', "output.count"),
+        ('{"type": "a", "output": {"count": 1e400}}', "output.count"),
+        ('{"type": "a\\u0000b"}', "type"),
+        ('{"type": "a", "arguments": ["b", "\\u0000"]}', "arguments[1]"),
+        ('{"type": "a", "output": {"stdout": "\\u0000"}}', "output.stdout"),
+    ],
+)
+async def test_a_refusal_names_the_field(body: str, field: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        await read(body)
+    assert refused.value.facts["field"] == field
+    assert field in refused.value.message
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"null", b"3", b'{"type": "a"} x', b'{"type": "\xff\xfe"}', b"\xff\xfe{}",
+     b'{"type": "\\ud800"}', b'{"type": "a",}', b"{'type': 'a'}", b'{"type": "a\nb"}', b"NaN",
+     b'{"type": "a", "output": {"count": ' + b"9" * 6000 + b"}}",
+     b'{"type": "a", "x": ' + b"[" * 10_000 + b"]" * 10_000 + b"}",
+     b"[" * 10_000, b'{"a":' * 10_000, b"[" * 300_000, b'{"a":' * 100_000,
+     b'{"type": "a", "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"],
+)  # fmt: skip
+async def test_what_is_not_a_job_is_refused(body: bytes) -> None:
+    with pytest.raises(SwarmError):
+        await read(body)
+
+
+async def test_a_deep_body_that_is_wanted_as_anything_is_refused_too() -> None:
+    for depth in (10_000, 100_000):
+        for kind in (object, dict[str, object], list[object]):
+            with pytest.raises(SwarmError):
+                await read(b"[" * depth + b"]" * depth, kind)
+
+
+async def test_output_may_hold_any_character() -> None:
+    body = '{"type": "a", "output": {"stdout": "x\\u0000y"}}'
+    job = await read(body, nul_fields=frozenset({"stdout"}))
+    assert job.output == Inner("x\0y")
+
+
+@pytest.mark.parametrize(
+    ("content_type", "taken"),
+    [(None, True), ("application/json", True), ("Application/JSON; charset=UTF-8", True),
+     ("application/problem+json", True), ("text/plain", False), ("", False),
+     ("application/x-www-form-urlencoded", False), ("multipart/form-data; boundary=x", False),
+     ("application/json; charset=utf-16", False), ('application/json; charset="latin-1"', False)],
+)  # fmt: skip
+async def test_the_content_type_is_json(content_type: str | None, taken: bool) -> None:
+    asked = request('{"type": "a"}', content_type)
+    if taken:
+        assert await read_json(asked, Job) == Job("a")
+    else:
+        with pytest.raises(Invalid, match="send "):
+            await read_json(asked, Job)
+
+
+async def test_a_body_has_the_bound_of_its_caller() -> None:
+    with pytest.raises(TooLarge):
+        await read('{"type": "aaaaaaaaaaaaaaa"}', bytes_max=10)
+
+
+async def test_an_array_keeps_outcomes_in_their_places() -> None:
+    body = '[{"type":"a"}, {"type":3} , {"type":"c\\u0000"},{}, {"type":"e,]}\\"["}, nonsense]'
+    found = await read_json_array(request(body), Job, count_max=10)
+    assert [f.type if isinstance(f, Job) else f.facts["index"] for f in found] == [
+        "a", 1, 2, 3, 'e,]}"[', 5,
+    ]  # fmt: skip
+    assert await read_json_array(request(" [ ] "), Job, count_max=10) == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    ["{}", "[", "[1", "[1,]", "[,1]", "[1,,2]", "[1] 2", "[1}", '["a', '["a\\', '["\\u12', "]",
+     "", " ", '"a"', "[" * 70 + "]" * 70, "[" + '"' * 3],
+)  # fmt: skip
+async def test_what_is_no_array_is_refused_as_a_whole(body: str) -> None:
+    with pytest.raises(SwarmError):
+        await read_json_array(request(body), int, count_max=10)
+
+
+async def test_an_array_has_a_count_and_elements_a_size() -> None:
+    with pytest.raises(TooLarge, match="more than 10"):
+        await read_json_array(request("[" + "1," * 10 + "1]"), int, count_max=10)
+    assert len(await read_json_array(request("[" + "1," * 9 + "1]"), int, count_max=10)) == 10
+    big = "[" + '"' + "x" * (bodies.ELEMENT_BYTES_MAX + 10) + '"]'
+    with pytest.raises(TooLarge, match="element 0"):
+        await read_json_array(request(big), str, count_max=10)
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=30),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(values=st.lists(JSON, max_size=8), ascii_only=st.booleans(), indent=st.none() | st.just(1))
+def test_any_array_falls_into_its_elements(
+    values: list[Any], ascii_only: bool, indent: int | None
+) -> None:
+    body = json.dumps(values, ensure_ascii=ascii_only, indent=indent).encode()
+
+    async def split() -> list[bytes]:
+        return await json_slices.split_array(body, count_max=100, element_bytes_max=10_000)
+
+    assert [json.loads(part) for part in trio.run(split)] == values
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    text=st.text(alphabet='a\\"\n\u00e9\u20ac\U0001f600\x7f ', min_size=1, max_size=60),
+    ascii_only=st.booleans(),
+    window=st.integers(13, 40),
+)
+def test_a_long_string_survives_any_cut(text: str, ascii_only: bool, window: int) -> None:
+    value = {"a": text * 5, "b": [text * 9, 1, {"c": text * 3}], "d": "short"}
+    body = json.dumps(value, ensure_ascii=ascii_only).encode()
+    was = json_slices._WINDOW_BYTES
+    json_slices._WINDOW_BYTES = window
+    try:
+        folded = trio.run(json_slices.fold, body)
+    finally:
+        json_slices._WINDOW_BYTES = was
+    assert folded.unfold(json.loads(folded.skeleton)) == value
+
+
+async def test_a_mark_in_a_body_cannot_multiply_a_long_string() -> None:
+    mark = json.dumps("\ufdd0swarmd-long:0")
+    long = "x" * 100_000
+    body = f'{{"type": "a", "arguments": [{mark}, {mark}, "{long}"]}}'
+    job = await read(body)
+    assert sum(len(argument) for argument in job.arguments) < 2 * len(long)
+
+
+async def longest_hold(body: bytes, kind: Any, array: bool) -> float:
+    """Best of five: another process may take the core's caches in the middle of one."""
+    return min([await _hold(body, kind, array) for _ in range(5)])
+
+
+async def _hold(body: bytes, kind: Any, array: bool) -> float:
+    longest = 0.0
+
+    class Instrument(trio.abc.Instrument):
+        def __init__(self) -> None:
+            self.began = time.thread_time()
+
+        def before_task_step(self, task: trio.lowlevel.Task) -> None:
+            self.began = time.thread_time()
+
+        def after_task_step(self, task: trio.lowlevel.Task) -> None:
+            nonlocal longest
+            longest = max(longest, time.thread_time() - self.began)
+
+    source = Source(body)
+    actor = Actor("anonymous", "test")
+    asked = Request("POST", "/", {}, b"", [], actor, "/", 1 << 24, source)
+    await trio.lowlevel.checkpoint()
+    instrument = Instrument()
+    trio.lowlevel.add_instrument(instrument)
+    try:
+        await trio.lowlevel.checkpoint()
+        if array:
+            await read_json_array(asked, kind, count_max=50_000)
+        else:
+            await read_json(asked, kind, nul_fields=frozenset({"stdout"}))
+    except SwarmError:
+        pass
+    finally:
+        await trio.lowlevel.checkpoint()  # so that the last step is measured too
+        trio.lowlevel.remove_instrument(instrument)
+    return longest
+
+
+MIB = 1024 * 1024
+JOB = b'{"type":"x","arguments":["a","bb"],"env":{"A":"b"},"unknown":[1,2,3]}'
+
+
+def hostile() -> Iterator[Any]:
+    def case(name: str, body: bytes, kind: Any = Job, array: bool = False) -> Any:
+        return pytest.param(body, kind, array, id=name)
+
+    yield case("plain 8 MiB string", b'{"type":"a","output":{"stdout":"' + b"x" * 8 * MIB + b'"}}')
+    yield case("escapes", b'{"type":"a","output":{"stdout":"' + b"\\n" * 4 * MIB + b'"}}')
+    yield case("unicode", b'{"type":"a","output":{"stdout":"' + b"\\u00e9" * MIB + b'"}}')
+    yield case("wide", b'{"type":"a","output":{"stdout":"' + "€".encode() * 2 * MIB + b'"}}')
+    yield case("nul", b'{"type":"a","arguments":["' + b'","'.join([b"\\u0000"] * 20_000) + b'"]}')
+    yield case("numbers", b'{"type":"a","x":[' + b"1," * 2 * MIB + b"1]}")
+    yield case("numbers 250 KiB", b'{"type":"a","x":[' + b"1," * 125_000 + b"1]}")
+    yield case("arguments 250 KiB", b'{"type":"a","arguments":[' + b'"",' * 83_000 + b'""]}')
+    yield case("anything 250 KiB", b"[" + b"{}," * 83_000 + b"1]", object)
+    yield case("quotes", b'{"type":"a","x":[' + b'"",' * MIB + b'""]}')
+    yield case("brackets", b"[" + b"[]," * MIB + b"1]", int, True)
+    yield case("many numbers", b"[" + b"1," * 2 * MIB + b"1]", int, True)
+    yield case("jobs", b"[" + b",".join([JOB] * 20_000) + b"]", Job, True)
+    yield case("one long element", b'["' + b"x" * 8 * MIB + b'"]', str, True)
+    yield case("spaces", b" " * 4 * MIB + b"[1]", int, True)
+    yield case("spaces within", b"[" + b" " * 4 * MIB + b"1]", int, True)
+
+
+@pytest.mark.parametrize(("body", "kind", "array"), list(hostile()))
+async def test_no_body_holds_the_loop(body: bytes, kind: Any, array: bool) -> None:
+    held_s = await longest_hold(body, kind, array)
+    assert held_s < HOLD_S_MAX, f"held for {held_s * 1000:.1f} ms"
+
+
+async def test_parts_of_another_array_are_decoded_each() -> None:
+    class Bulk(msgspec.Struct):
+        jobs: list[msgspec.Raw]
+
+    bulk = await read('{"jobs": [{"type": "a"}, 3]}', Bulk)
+    first, second = await decode_each(bulk.jobs, Job)
+    assert first == Job("a") and isinstance(second, Invalid)
