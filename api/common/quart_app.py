@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
 
@@ -18,6 +20,7 @@ from werkzeug.routing import RequestRedirect, Rule, WebsocketMismatch
 
 from api.common.faults import BadRequest, InternalFault, MethodNotAllowed
 from api.common.metrics import OTHER
+from api.common.streams import current_exchange
 from api.common.surface import Envelope, Response, Surface, template_of
 from swarmd.domain.errors import Conflict, Invalid, NotFound, SwarmError, TooLarge
 
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
     from quart_trio import QuartTrio
 
 log = logging.getLogger(__name__)
+
+_POLICY, _INTERNAL = 1008, 1011
+_REASON_BYTES_MAX = 120
 
 Asgi = Callable[[dict[str, Any], Callable[..., Any], Callable[..., Any]], Awaitable[None]]
 
@@ -93,25 +99,39 @@ def unknown_path(method: str, path: str) -> NotFound:
 
 def _install_envelope(app: QuartTrio, envelope: Envelope) -> None:
     async def refuse(error: SwarmError) -> quart.Response:
+        await _end_websocket(_POLICY, error.message)
         return as_quart(envelope.answer(error))
 
     async def refuse_http(error: HTTPException) -> quart.Response:
         code = error.code or InternalFault.status
         if code < 400 and error.response is not None:  # a redirect that Quart made
             return cast("quart.Response", error.get_response())
-        text = f"{error.name}: {error.description or ''}".rstrip(": ")
-        kinds = {404: NotFound, 409: Conflict, 413: TooLarge}
         if code >= 500:
             return as_quart(envelope.fault())
+        text = f"{error.name}: {error.description or ''}".rstrip(": ")
+        kinds = {404: NotFound, 409: Conflict, 413: TooLarge}
         return as_quart(envelope.answer(kinds.get(code, Invalid)(text)))
 
     async def fail(error: Exception) -> quart.Response:
-        log.error("a request failed", exc_info=error)
+        exchange = current_exchange.get()
+        log.error("a request failed", exc_info=error, extra={"endpoint": exchange.endpoint})
+        await _end_websocket(_INTERNAL, "")
         return as_quart(envelope.fault())
 
     app.register_error_handler(SwarmError, refuse)
     app.register_error_handler(HTTPException, refuse_http)
     app.register_error_handler(Exception, fail)
+
+
+async def _end_websocket(code: int, reason: str) -> None:
+    """One that was accepted can only be closed; for one that was not, there is the envelope."""
+    import quart
+
+    if quart.has_websocket_context() and current_exchange.get().status == HTTPStatus(101):
+        with suppress(RuntimeError):  # closed already
+            await quart.websocket.close(
+                code, reason.encode()[:_REASON_BYTES_MAX].decode("utf-8", "ignore")
+            )
 
 
 def as_quart(response: Response) -> quart.Response:

@@ -24,7 +24,10 @@ SHIELDED_S_MAX = 30.0
 
 
 class Exchange(Protocol):
-    """The request being answered, as far as a stream has to know it."""
+    """The request being answered, as far as its handlers have to know it."""
+
+    endpoint: str
+    status: int
 
     def become_stream(self) -> None:
         """Leave the requests' places for one of the streams'. Raises Busy when all are taken."""

@@ -65,20 +65,12 @@ class Head:
 def check_beginning(buffer: bytes | bytearray, limits: HttpLimits) -> None:
     """Refuse what can no longer become a request, before all of its headers are here."""
     line_end = buffer.find(b"\n")
+    if (line_end if line_end >= 0 else len(buffer)) > limits.request_line_bytes_max:
+        raise _line_too_long(limits)
     if line_end < 0:
-        if len(buffer) > limits.request_line_bytes_max:
-            raise UriTooLong(
-                f"the request line is over {limits.request_line_bytes_max} bytes",
-                limit=limits.request_line_bytes_max,
-            )
         if not _START.match(buffer[:21]):
             raise BadRequest("this is not an HTTP request; the port speaks plain HTTP/1.1")
     elif not _REQUEST_LINE.fullmatch(buffer, 0, max(line_end - 1, 0)):
-        if line_end > limits.request_line_bytes_max:
-            raise UriTooLong(
-                f"the request line is over {limits.request_line_bytes_max} bytes",
-                limit=limits.request_line_bytes_max,
-            )
         raise BadRequest("the request line is malformed; it is METHOD SP TARGET SP HTTP/1.1")
     if len(buffer) > limits.header_bytes_max:
         raise _too_large(limits)
@@ -88,10 +80,7 @@ def parse_head(data: bytes, limits: HttpLimits) -> Head:
     """A whole head, up to and with its empty line. Raises an HttpFault."""
     line_end = data.find(b"\r\n")
     if line_end > limits.request_line_bytes_max:
-        raise UriTooLong(
-            f"the request line is over {limits.request_line_bytes_max} bytes",
-            limit=limits.request_line_bytes_max,
-        )
+        raise _line_too_long(limits)
     if len(data) > limits.header_bytes_max:
         raise _too_large(limits)
     line = _REQUEST_LINE.fullmatch(data, 0, line_end)
@@ -195,6 +184,13 @@ def _normalize_target(head: Head) -> None:
         head.target = path if path[:1] == b"/" else b"/" + path
         return
     raise BadRequest("the request target is a path that begins with /")
+
+
+def _line_too_long(limits: HttpLimits) -> HttpFault:
+    return UriTooLong(
+        f"the request line is over {limits.request_line_bytes_max} bytes",
+        limit=limits.request_line_bytes_max,
+    )
 
 
 def _too_large(limits: HttpLimits) -> HttpFault:

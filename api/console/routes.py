@@ -6,26 +6,20 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
-import msgspec
 import trio
 
-from api.common.bodies import read_json
 from api.common.streams import shielded, stream_answer
 from api.common.surface import HotRoute, Request, Response, json_answer
-from api.console.shapes import JobIn, JobOut, Json
+from api.console.shapes import JobIn, JobOut, Json, StopIn, read_body
 from swarmd.cluster.handle import Cluster
 from swarmd.domain.errors import Forbidden, Invalid
 from swarmd.domain.jobs import Job, JobFilter, JobId, JobKind, JobStatus
 from swarmd.ops import blobs, explain, jobs, logs, outputs, swarm, waiting
 
 API = "/api/v1"
-SPEC_BODY_BYTES_MAX = 1024 * 1024
+SPEC_BODY_BYTES_MAX = 512 * 1024
 WAIT_S_MAX = 50.0
 LIMIT_MAX = 1000
-
-
-class StopIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    jobs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +47,7 @@ async def nodes(console: Console, request: Request) -> Response:
 
 
 async def submit(console: Console, request: Request) -> Response:
-    asked = await read_json(request, JobIn)
+    asked = read_body(JobIn, await request.body())
     job = await shielded(jobs.submit, console.cluster, request.actor, asked.spec())
     return json_answer(JobOut.of(job, await _names(console)), 201)
 
@@ -157,7 +151,7 @@ async def admin_key(console: Console, request: Request) -> Response:
 
 async def stop(console: Console, request: Request) -> Response:
     _local_only(request)
-    asked = await read_json(request, StopIn)
+    asked = read_body(StopIn, await request.body())
     console.stop(asked.jobs)
     return json_answer({"stopping": True, "jobs": asked.jobs}, 202)
 

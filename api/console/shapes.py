@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import msgspec
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from api.common.jobfields import (
     NAME_CHARS_MAX,
@@ -35,6 +36,7 @@ from swarmd.domain.jobs import (
     Source,
 )
 
+B = TypeVar("B", bound="Body")
 PRIORITIES = {
     "foreground": Priority.FOREGROUND,
     "background": Priority.BACKGROUND,
@@ -43,12 +45,30 @@ PRIORITIES = {
 PROGRAM_CHARS_MAX = 4096
 
 
-class BinaryIn(msgspec.Struct, frozen=True):
+class Body(BaseModel):
+    """What the console is asked. Unknown members are refused: they are mistakes of one's own."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class BinaryIn(Body):
     url: str
     sha256: str
 
 
-class JobIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class StopIn(Body):
+    jobs: bool = False
+
+
+class NeedsIn(Body):
+    cpus: float | None = None
+    memory: int | str | None = None
+    memory_bytes: int | None = None
+    gpus: int | None = None
+    pids: int | None = None
+
+
+class JobIn(Body):
     """A program that the nodes have, or a binary by URL or blob; one of them."""
 
     type: str | None = None
@@ -61,7 +81,7 @@ class JobIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_retries: int = 0
     depends_on: list[str] = []
     idempotency_key: str | None = None
-    resources: ResourcesIn | None = None
+    resources: NeedsIn | None = None
     constraints: list[str] = []
     labels: dict[str, str] = {}
 
@@ -83,7 +103,7 @@ class JobIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             max_retries=retries_of(self.max_retries),
             depends_on=dependencies_of(self.depends_on),
             idempotency_key=key_of(self.idempotency_key),
-            resources=self.resources.resources() if self.resources else Resources(),
+            resources=self._resources(),
             constraints=constraints_of(self.constraints),
         )
         bound_size(spec)
@@ -106,6 +126,11 @@ class JobIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise Invalid("program must be a name on PATH or an absolute path", field="program")
         return Installed(program), program.rpartition("/")[2].replace(" ", "-")[:NAME_CHARS_MAX]
 
+    def _resources(self) -> Resources:
+        if self.resources is None:
+            return Resources()
+        return ResourcesIn(**self.resources.model_dump()).resources()
+
     def _priority(self) -> int:
         if isinstance(self.priority, int):
             if not -1000 <= self.priority <= 1000:
@@ -116,6 +141,17 @@ class JobIn(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 f"priority must be a number or one of {', '.join(PRIORITIES)}", field="priority"
             )
         return PRIORITIES[self.priority]
+
+
+def read_body(kind: type[B], data: bytes) -> B:
+    """The body as a `kind`. Refused with Invalid, naming the first member that is wrong."""
+    try:
+        return kind.model_validate_json(data or b"{}")
+    except ValidationError as wrong:
+        first = wrong.errors(include_url=False, include_input=False, include_context=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        said = f"{field}: {first['msg']}" if field else f"the body is refused: {first['msg']}"
+        raise Invalid(said[:500], field=field[:128]) from None
 
 
 def moment(at_ms: int | None) -> str | None:

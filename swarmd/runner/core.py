@@ -209,18 +209,21 @@ class Core:
             group, attempt.notes = self.cgroups.open(order)
             attempt.group = group
             change = order.uid is not None and self._privileged
-            if change or (group is not None and (group.limited or not self.cgroups.can_visit)):
+            visit = group is not None and not group.limited and self.cgroups.can_visit
+            if not (visit or group is None) or (change and not self._spawner.can_spawn_as):
                 enter = group.enter if group is not None else []
                 attempt.pid = self._spawner.fork(order, stdout, stderr, enter)
-            elif group is None:
-                attempt.pid = self._spawner.spawn(order, stdout, stderr)
-            else:
-                self.cgroups.visit(group)
-                try:
-                    attempt.pid = self._spawner.spawn(order, stdout, stderr)
-                finally:
-                    with contextlib.suppress(OSError):
-                        self.cgroups.leave(group)
+                return
+            start = self._spawner.spawn_as if change else self._spawner.spawn
+            if group is None:
+                attempt.pid = start(order, stdout, stderr)
+                return
+            self.cgroups.visit(group)
+            try:
+                attempt.pid = start(order, stdout, stderr)
+            finally:
+                with contextlib.suppress(OSError):
+                    self.cgroups.leave(group)
         finally:
             os.close(stdout)
             os.close(stderr)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import socket
+import struct
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,7 +30,8 @@ SHA256 = hashlib.sha256(SCRIPT).hexdigest()
 @pytest.fixture(scope="module")
 def queue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
     directory = tmp_path_factory.mktemp("life")
-    with running_daemon(directory, jobs={"slots": 4, "grace_s": 0.5}) as daemon:
+    settings = {"jobs": {"slots": 4, "grace_s": 0.5}, "http": {"write_stall_timeout_s": 1.0}}
+    with running_daemon(directory, **settings) as daemon:
         answer = daemon.request("PUT", "/api/v1/blobs", SCRIPT, surface="console",
                                 headers={"Content-Type": "application/octet-stream"})  # fmt: skip
         assert answer.json["sha256"] == SHA256, answer.body
@@ -77,6 +81,19 @@ def alive(pid: int) -> bool:
             return ") Z " not in stat.read()
     except OSError:
         return False
+
+
+def processes(command: str) -> list[int]:
+    """Processes with this very command line."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                if (entry / "cmdline").read_bytes().replace(
+                    b"\0", b" "
+                ).strip() == command.encode():
+                    found.append(int(entry.name))
+    return found
 
 
 def test_a_job_runs_and_its_result_is_read_back(queue: Daemon) -> None:
@@ -136,6 +153,21 @@ def test_a_running_job_is_cancelled_with_its_tree(queue: Daemon) -> None:
     assert not alive(pid)
 
 
+def test_jobs_that_are_cancelled_as_they_start_leave_nothing(queue: Daemon) -> None:
+    seconds = f"6{os.getpid() % 100000:05}"
+    ids = []
+    for n in range(24):
+        ids.append(submit(queue, f"exec sleep {seconds}"))
+        time.sleep(n % 6 / 1000)
+        assert queue.request("POST", f"{JOBS}/{ids[-1]}/cancel").status == 200
+    deadline = time.monotonic() + 20
+    while (left := processes(f"sleep {seconds}")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not left
+    assert {details(queue, job_id)["status"] for job_id in ids} == {"cancelled"}
+    assert ended(queue, submit(queue, "true"))["status"] == "completed"
+
+
 def test_dependants_run_after_and_fail_with_what_they_wait_for(queue: Daemon) -> None:
     first = submit(queue, "sleep 0.2; echo first")
     second = submit(queue, "echo second", depends_on=[first])
@@ -176,6 +208,26 @@ async def test_logs_over_a_websocket_come_while_the_job_writes_them(queue: Daemo
     job_id = await trio.to_thread.run_sync(submit, queue, work)
     got = await read_all(queue, f"{JOBS}/{job_id}/logs", say="anything")
     assert got == ("ü\n", 1000)
+
+
+def test_readers_that_stall_or_vanish_do_no_harm(queue: Daemon) -> None:
+    job_id = submit(queue, "while :; do echo 0123456789012345678901234567890123456789; done",
+                    timeout_seconds=30)  # fmt: skip
+    running(queue, job_id)
+    before = len(queue.stderr())
+    asked = f"GET {JOBS}/{job_id}/logs?follow=true HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+    for stalls_s, resets in ((2.0, False), (0.0, True), (0.0, False)):
+        with socket.create_connection(("127.0.0.1", queue.ports["jobqueue"]), 10) as sock:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.sendall(asked)
+            assert sock.recv(100).startswith(b"HTTP/1.1 200")
+            time.sleep(stalls_s)
+            if resets:
+                linger = struct.pack("ii", 1, 0)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    assert queue.request("POST", f"{JOBS}/{job_id}/cancel").status == 200
+    assert queue.request("GET", "/api/v1/health").status == 200
+    assert "Traceback" not in queue.stderr()[before:]
 
 
 def test_long_output_is_cut_in_the_result_and_whole_in_the_log(queue: Daemon) -> None:

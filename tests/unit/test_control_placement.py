@@ -36,7 +36,7 @@ def view(
     """Heads name shapes by number, in the order of the queue."""
     ready = tuple(ReadyJob(JobId(f"j{i}"), i, 50, s) for i, s in enumerate(heads))
     everyone = {n.id: Usage() for n in nodes} | (used or {})  # type: ignore[operator]
-    return PlacementView(tuple(nodes), everyone, dict(enumerate(shapes)), ready, 0)
+    return PlacementView(tuple(nodes), everyone, dict(enumerate(shapes)), ready, {}, 0)
 
 
 def placed(found: PlacementView, ahead: dict[str, int] | None = None) -> list[tuple[str, str]]:
@@ -115,8 +115,18 @@ def test_events_that_the_view_has_in_it_are_not_counted_again() -> None:
     pace = Pace()
     used = {"a": Usage(slots=2)}
     seen = view([node("a", 2)], [], [], used)
-    pace.start_from(PlacementView(seen.nodes, seen.used, {}, (), event_seq=7))
+    pace.start_from(PlacementView(seen.nodes, seen.used, {}, (), {}, event_seq=7))
     pace.note(event(7, JobAssigned(JobId("j"), AttemptId(1), NodeId("a"))), 0.0)
     assert pace.held == {"a": 2}
     pace.note(event(8, JobEnded(JobId("j"), JobStatus.FAILED, AttemptId(1))), 0.0)
     assert pace.held == {"a": 1} and pace.wants_work(0.0)
+
+
+def test_the_end_of_an_attempt_from_before_our_time_frees_its_slot() -> None:
+    """A daemon that comes back to a full node would otherwise never place anything again."""
+    pace = Pace()
+    seen = view([node("a", 1)], [], [], {"a": Usage(slots=1)})
+    pace.start_from(PlacementView(seen.nodes, seen.used, {}, (), {AttemptId(1): "a"}, 7))
+    assert not pace.wants_work(0.0)
+    pace.note(event(8, JobEnded(JobId("j"), JobStatus.COMPLETED, AttemptId(1))), 0.0)
+    assert pace.held == {"a": 0} and pace.wants_work(0.0)

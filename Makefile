@@ -1,0 +1,80 @@
+# make run, make test: that is all a stranger needs. Python 3.11 or newer and make are enough.
+PYTHON ?= python3
+VENV   ?= .venv
+# How many processes share the tests; the machine decides. `make test WORKERS=0` runs them in one.
+WORKERS ?= auto
+TESTS  ?= tests
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
+
+.DEFAULT_GOAL := help
+.PHONY: help run test check format bench soak lock clean
+
+help:
+	@echo 'make run     a node of its own with a sample job, in a virtual environment'
+	@echo 'make test    every check and test whose parts are here; TESTS=tests/unit picks some'
+	@echo 'make check   ruff, mypy and the layers'
+	@echo 'make format  put the code into its one form'
+	@echo 'make bench   the benchmarks, as tables'
+	@echo 'make soak    the long tests: kills at random times, fifty of them'
+	@echo 'make lock    resolve the dependencies anew into the lock files'
+	@echo 'make clean   remove the virtual environment and what was built'
+
+run: $(VENV)/.run
+	$(BIN)/swarmd demo
+
+test: check
+	$(BIN)/python -m pytest $(TESTS) -n $(WORKERS) --maxprocesses=8 --dist=loadgroup -m 'not soak'
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev
+	@set -e; for each in bench/[a-z]*.py; do \
+	  echo "== $$each"; $(BIN)/python -m bench.$$(basename $$each .py); done
+
+soak: $(VENV)/.dev
+	$(BIN)/python -m pytest $(TESTS) -m soak
+
+lock: $(VENV)/.dev
+	$(BIN)/python -m piptools compile $(LOCK) -o requirements.lock \
+	  --build-deps-for=editable --unsafe-package=pip pyproject.toml
+	$(BIN)/python -m piptools compile $(LOCK) -o requirements-dev.lock \
+	  --extra=dev -c requirements.lock pyproject.toml
+LOCK := --quiet --upgrade --strip-extras --generate-hashes --allow-unsafe --no-header \
+  --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-emit-options \
+  --annotation-style=line
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+
+# A virtual environment is made once, and filled again when a lock file changes. What is locked
+# comes first and by its hash; asks, which is published as source alone, is then built with the
+# locked setuptools, as this project is.
+$(VENV)/.made: | .python-is-new-enough
+	$(PYTHON) -m venv $(VENV) || { echo 'make: $(PYTHON) has no venv module; on Debian: apt install python3-venv' >&2; exit 1; }
+	@touch $@
+
+$(VENV)/.run: $(VENV)/.made requirements.lock pyproject.toml
+	$(PIP) install --quiet --require-hashes --no-deps --only-binary=:all: \
+	  $(BUILD_TOOLS) -r requirements.lock
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.run requirements-dev.lock
+	$(PIP) install --quiet --require-hashes --no-deps -r requirements-dev.lock
+	@touch $@
+
+.PHONY: .python-is-new-enough
+.python-is-new-enough:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo 'make: swarmd needs Python 3.11 or newer, and $(PYTHON) is' \
+	    "$$($(PYTHON) --version 2>&1 || true)"; \
+	  echo 'make: name another one:  make PYTHON=/usr/bin/python3.12 ...'; exit 1; } >&2
