@@ -197,17 +197,15 @@ def _connect(path: Path, *, query_only: bool) -> sqlite3.Connection:
 
 def _open_writer(path: Path, settings: StoreSettings) -> sqlite3.Connection:
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-    conn = _connect(path, query_only=False)
-    mode = conn.execute("PRAGMA journal_mode = WAL").fetchone()[0]
-    assert mode == "wal", mode
-    conn.execute(f"PRAGMA synchronous = {'FULL' if settings.durable else 'NORMAL'}")
-    conn.execute("PRAGMA wal_autocheckpoint = 2000")
-    conn.execute("PRAGMA journal_size_limit = 67108864")
-    conn.execute("PRAGMA foreign_keys = OFF")
     try:
+        conn = _connect(path, query_only=False)
+        mode = conn.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        assert mode == "wal", mode
+        conn.execute(f"PRAGMA synchronous = {'FULL' if settings.durable else 'NORMAL'}")
+        conn.execute("PRAGMA wal_autocheckpoint = 2000")
+        conn.execute("PRAGMA journal_size_limit = 67108864")
         migrate(conn)
     except sqlite3.DatabaseError as error:
-        conn.close()
         raise Unavailable(
             f"the state in {path} cannot be opened: {error}. Put a backup in its place, or move it"
             " away to begin with an empty queue"

@@ -236,20 +236,32 @@ def test_a_second_daemon_on_the_same_data_is_refused(tmp_path: Path) -> None:
 
 
 def test_without_its_state_a_node_begins_anew(tmp_path: Path) -> None:
-    """Jobs of the state that is gone are nobody's: what still runs of them is ended."""
+    """Jobs of the state that is gone are nobody's: what still runs of them is ended, and neither
+    their records nor their logs stand in the way of the new ones."""
     with kept(tmp_path) as node:
-        node.submit("sleep 300")
-        job_id = node.submit("sleep 300")
-        node.wait(job_id, "running")
+        old = node.console("GET", "/status")
+        ended = node.submit("echo old")
+        node.wait(ended, "completed")
+        marks = tmp_path / "marks"
+        marks.touch()
+        marks.chmod(0o666)
+        running = node.submit(f"while sleep 0.1; do echo x >> {marks}; done")
+        node.wait(running, "running")
         node.stop()
         for file in node.daemon.data_dir.glob("state.db*"):
             file.unlink()
-        before = node.console_cluster_id() if hasattr(node, "console_cluster_id") else None
         node.start()
-        assert before is None
+        new = node.console("GET", "/status")
+        assert new["cluster_id"] != old["cluster_id"]
+        assert new["nodes"][0]["id"] != old["nodes"][0]["id"], "ids of nodes are never reused"
         assert node.ask("GET", "/jobs") == []
-        node.submit("echo fresh")
-        assert node.daemon.process.poll() is None
+        node.console("PUT", "/blobs", SHELL.read_bytes())
+        for number in range(3):
+            job = node.wait(node.submit(f"echo fresh {number}"), "completed")
+            assert job["stdout"] == f"fresh {number}\n"
+        written = marks.read_text()
+        time.sleep(0.5)
+        assert marks.read_text() == written, "a job of the old state still runs"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
