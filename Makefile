@@ -44,32 +44,36 @@ bench: $(VENV)/.dev
 soak: $(VENV)/.dev
 	$(BIN)/python -m pytest $(TESTS) -m soak
 
-lock: $(VENV)/.dev
-	$(BIN)/python -m piptools compile $(LOCK) -o requirements.lock \
-	  --build-deps-for=editable --unsafe-package=pip pyproject.toml
-	$(BIN)/python -m piptools compile $(LOCK) -o requirements-dev.lock \
-	  --extra=dev -c requirements.lock pyproject.toml
+# Without download addresses: an installer asks the index that it is set up for.
 LOCK := --quiet --upgrade --strip-extras --generate-hashes --allow-unsafe --no-header \
   --no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-emit-options \
-  --annotation-style=line
+  --annotation-style=line --build-deps-for=editable
+lock: $(VENV)/.dev
+	$(BIN)/python -m piptools compile $(LOCK) -o requirements.lock pyproject.toml
+	$(BIN)/python -m piptools compile $(LOCK) -c requirements.lock --extra=test --extra=dev \
+	  -o requirements-dev.lock pyproject.toml
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 
-# A virtual environment is made once, and filled again when a lock file changes. What is locked
-# comes first and by its hash; asks, which is published as source alone, is then built with the
-# locked setuptools, as this project is.
-$(VENV)/.made: | .python-is-new-enough
-	$(PYTHON) -m venv $(VENV) || { echo 'make: $(PYTHON) has no venv module; on Debian: apt install python3-venv' >&2; exit 1; }
+# A virtual environment is made once, and filled again when a lock file changes. setuptools comes
+# first: with it pip builds asks, which is published as source alone, and installs this project.
+$(VENV)/.made:
+	@$(MAKE) --no-print-directory .python-is-new-enough
+	$(PYTHON) -m venv --clear $(VENV) || { \
+	  echo 'make: $(PYTHON) lacks the venv module; on Debian: apt install python3-venv' >&2; \
+	  rm -rf $(VENV); exit 1; }
 	@touch $@
 
 $(VENV)/.run: $(VENV)/.made requirements.lock pyproject.toml
-	$(PIP) install --quiet --require-hashes --no-deps --only-binary=:all: \
-	  $(BUILD_TOOLS) -r requirements.lock
+	sed -n '/^setuptools==/,/# via/p' requirements.lock > $(VENV)/build.lock
+	$(PIP) install --quiet --require-hashes --no-deps -r $(VENV)/build.lock
+	$(PIP) install --quiet --require-hashes --no-deps --no-build-isolation --use-pep517 -r requirements.lock
+	$(PIP) install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.run requirements-dev.lock
-	$(PIP) install --quiet --require-hashes --no-deps -r requirements-dev.lock
+	$(PIP) install --quiet --require-hashes --no-deps --no-build-isolation --use-pep517 -r requirements-dev.lock
 	@touch $@
 
 .PHONY: .python-is-new-enough

@@ -32,6 +32,7 @@ from swarmd.agent.binaries import Binaries
 from swarmd.agent.blobs import BlobStore
 from swarmd.agent.keeping import NodeBlobs, drop_unneeded
 from swarmd.agent.launch import find_account, reachable
+from swarmd.agent.leftovers import clear_leftovers
 from swarmd.agent.logs import AttemptLogs
 from swarmd.cluster.asks import ReadLog
 from swarmd.cluster.local import LocalCluster, open_local
@@ -139,6 +140,8 @@ async def open_node(config: Config) -> AsyncIterator[RunningNode]:
     data_dir = config.node.data_dir
     with _claimed(data_dir):
         running = RunningNode()
+        if not (data_dir / "state.db").exists():
+            await clear_leftovers(data_dir)
         node = await _describe(config, data_dir)
         async with open_local(
             data_dir, node, StoreSettings(), now_ms=_now_ms, new_id=_new_id

@@ -24,14 +24,16 @@ CONNECTION_S_MAX = 3.0
 Address = tuple[str, int] | Path
 
 PATHS = ("/", "/health", "/api/v1/jobs", "/api/v1/jobs/bulk", "/api/v1/health", "/metrics",
-         "/api/v1/jobs/x/logs", "/api/v1/jobs/claim", "/%00", "/a/%2e%2e/b", "//x", "*")  # fmt: skip
+         "/api/v1/jobs/x/logs", "/api/v1/jobs/claim", "/%00", "/a/%2e%2e/b", "//x",
+         "*")  # fmt: skip
 WORDS = (b"\r\n", b"\n", b"\r", b"\0", b" ", b"\t", b":", b"\xff\xfe", b"\r\n\r\n", b"chunked",
          b"Content-Length: 0\r\n", b"Content-Length: 2147483648\r\n", b"Content-Length: -1\r\n",
          b"Transfer-Encoding: chunked\r\n", b"Transfer-Encoding: gzip\r\n", b"Host: evil\r\n",
          b"Expect: 100-continue\r\n", b"Connection: upgrade\r\n", b"Upgrade: websocket\r\n",
          b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n", b"HTTP/1.0", b"HTTP/2.0",
          b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"Connection: close\r\n", b"\x16\x03\x01",
-         b"0\r\n\r\n", b"ffffffffffffffff\r\n", b"-1\r\n", b"{", b"[" * 500, b"A" * 5000)  # fmt: skip
+         b"0\r\n\r\n", b"ffffffffffffffff\r\n", b"-1\r\n", b"{", b"[" * 500,
+         b"A" * 5000)  # fmt: skip
 METHODS = ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "CONNECT", "TRACE", "BREW")
 
 
@@ -169,7 +171,8 @@ def _upgrade(chooser: random.Random, path: str) -> bytes:
         b"Sec-WebSocket-Extensions: permessage-deflate\r\n\r\n" % path.encode()
     )
     frames = (
-        b"\x81\x85\x00\x00\x00\x00hello", b"\x89\x80\x00\x00\x00\x00", b"\x88\x82\x00\x00\x00\x00\x03\xe8",
+        b"\x81\x85\x00\x00\x00\x00hello", b"\x89\x80\x00\x00\x00\x00",
+        b"\x88\x82\x00\x00\x00\x00\x03\xe8",
         b"\x81\x05hello", b"\x01\xff\x7f\xff\xff\xff\xff\xff\xff\xff\x00\x00\x00\x00xxxx",
         b"\xc1\x85\x00\x00\x00\x00hello", b"\x82\xfe\xff\xff\x01\x02\x03\x04" + bytes(65535),
         b"\x80\x80\x00\x00\x00\x00", b"\x8f\xff", b"\x81\x82\x00\x00\x00\x00\xff\xfe",
@@ -207,4 +210,4 @@ KINDS: dict[str, Callable[[random.Random, str], bytes]] = {
 if __name__ == "__main__":
     host, port, seconds, seed, *given = sys.argv[1:]
     found = trio.run(fuzz, (host, int(port)), float(seconds), int(seed), tuple(given) or PATHS)
-    print(dict(found))  # noqa: T201
+    print(dict(found))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import select
 import socket
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -29,6 +30,7 @@ log = logging.getLogger(__name__)
 READ_BYTES = 64 * 1024
 AHEAD_BYTES_MAX = 64 * 1024
 """What a client may send ahead of the answer it waits for; more stays in the kernel."""
+GONE_POLL_S = 0.5
 LAST_WORDS_S = 1.0
 LINGER_S = 1.0
 LINGER_BYTES_MAX = 4 * 1024 * 1024
@@ -63,7 +65,7 @@ class Connection:
             if self.scope.cancelled_caught:
                 with trio.move_on_after(LAST_WORDS_S):
                     await self._say_why()
-        except (ClientGone, OSError):
+        except ClientGone:
             pass
         except Exception:
             log.exception("a connection failed", extra={"surface": self.site.surface.name})
@@ -229,6 +231,8 @@ class Connection:
                 data = self._sock.recv(READ_BYTES)
             except BlockingIOError:
                 continue
+            except OSError:  # reset
+                data = b""
             if not data:
                 self.eof = True
                 return False
@@ -249,7 +253,8 @@ class Connection:
         earned_s = (len(self.buffer) - before) / limits.body_bytes_per_s_min
         self._body_budget_s = min(self._body_budget_s - waited_s + earned_s, limits.body_timeout_s)
         self._read_deadline = math.inf
-        self._handler_deadline = handler_deadline + waited_s
+        streams = self._exchange is not None and self._exchange.is_stream
+        self._handler_deadline = math.inf if streams else handler_deadline + waited_s
         self._arm()
         return alive
 
@@ -262,20 +267,21 @@ class Connection:
         return data
 
     async def wait_gone(self) -> None:
-        """Return when the client has closed. What it sends ahead is kept for its turn, within
-        bounds: with those full its going is noticed when the answer is written."""
+        """Return when the client has closed. What it sends ahead is kept for its turn; when that
+        is as much as we keep, the kernel is asked now and then whether the other end is shut."""
         while len(self.buffer) < AHEAD_BYTES_MAX:
             if not await self._receive():
                 return
-        await trio.sleep_forever()
+        poll = select.poll()
+        poll.register(self._sock, select.POLLRDHUP)
+        while not poll.poll(0):  # noqa: ASYNC110 - only the kernel knows
+            await trio.sleep(GONE_POLL_S)
+        self.eof = True
 
     async def write(self, data: bytes) -> None:
-        """Send all of it; a reader who takes no 64 KiB within the stall limit is cut off."""
-        sock = self._sock
-        try:
-            sent = sock.send(data)
-        except BlockingIOError:
-            sent = 0
+        """Send all of it; a reader who takes no 64 KiB within the stall limit is cut off. Raises
+        ClientGone."""
+        sent = self._send(data)
         if sent == len(data):
             return
         rest = memoryview(data)[sent:]
@@ -284,11 +290,19 @@ class Connection:
             self._arm()
             goal = max(len(rest) - READ_BYTES, 0)
             while len(rest) > goal:
-                await trio.lowlevel.wait_writable(sock)
-                with suppress(BlockingIOError):
-                    rest = rest[sock.send(rest[: len(rest) - goal]) :]
+                await trio.lowlevel.wait_writable(self._sock)
+                rest = rest[self._send(rest[: len(rest) - goal]) :]
         self._write_deadline = math.inf
         self._arm()
+
+    def _send(self, data: bytes | memoryview) -> int:
+        try:
+            return self._sock.send(data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            self.eof = True
+            raise ClientGone from None
 
     # -- the watchdog ---------------------------------------------------------------------------
 

@@ -200,6 +200,8 @@ class Exchange:
             self.keep_alive = False
 
     async def _write_part(self, data: bytes) -> None:
+        # A write that does not block lets nobody else run, and a source may be quick and endless.
+        await trio.lowlevel.checkpoint()
         if not data or self._framed == "none":
             return
         if self._framed == "chunked":
@@ -283,6 +285,9 @@ class Exchange:
                 await self._write_part(body)
             if not message.get("more_body", False):
                 await self.finish()
+            elif self._framed == "none":  # nobody is to see the rest, which may have no end
+                self.finished = True
+                self.connection.scope.cancel()
 
 
 def _split_length(headers: Iterable[tuple[bytes, bytes]]) -> tuple[int | None, RawHeaders]:

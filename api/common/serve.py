@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 
 _FULL = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _FULL_PAUSE_S = 0.1
+_FULL_WARNING_S = 10.0
 _REFUSALS_MAX = 64
 _REFUSAL_S = 1.0
 _LIFESPAN_STOP_S = 0.4
@@ -169,6 +170,7 @@ async def _accept(listener: _Listener, load: Load, connections: trio.Nursery) ->
     sock = listener.sock
     limits = load.limits
     site = listener.site
+    next_warning = 0.0
     while True:
         try:
             client, address = sock.accept()
@@ -177,10 +179,12 @@ async def _accept(listener: _Listener, load: Load, connections: trio.Nursery) ->
             continue
         except OSError as error:
             if error.errno in _FULL:
-                log.warning(
-                    "no descriptor left for a connection; raise LimitNOFILE",
-                    extra={"surface": site.surface.name},
-                )
+                if trio.current_time() >= next_warning:
+                    next_warning = trio.current_time() + _FULL_WARNING_S
+                    log.warning(
+                        "no descriptor left for a connection; raise LimitNOFILE",
+                        extra={"surface": site.surface.name},
+                    )
                 await trio.sleep(_FULL_PAUSE_S)
             else:  # the client went before it was accepted
                 await trio.lowlevel.checkpoint()

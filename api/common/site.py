@@ -82,9 +82,11 @@ class Site:
                     )
                     return
                 await exchange.answer(self.surface.envelope.answer(refusal))
-        except (ClientGone, OSError):
+        except ClientGone:
             raise
-        except Exception:
+        except Exception as error:
+            if isinstance(error, ExceptionGroup) and error.split(ClientGone)[1] is None:
+                raise ClientGone from None
             log.exception(
                 "a request failed",
                 extra={"surface": self.surface.name, "endpoint": exchange.endpoint},

@@ -20,13 +20,13 @@ from hypercorn.protocol.ws_stream import ASGIWebsocketState, WSStream
 from hypercorn.trio.worker_context import WorkerContext
 from wsproto.utilities import ProtocolError
 
+from api.common.exchange import ClientGone, Exchange
 from api.common.faults import BadRequest
 from api.common.limits import HttpLimits
 from api.common.wire import RawHeaders, render_head
 
 if TYPE_CHECKING:
     from api.common.connection import Connection
-    from api.common.exchange import Exchange
     from api.common.quart_app import Asgi
 
 log = logging.getLogger(__name__)
@@ -156,7 +156,7 @@ class _Bridge:
         async with self._writing:
             try:
                 await self._connection.write(data)
-            except OSError:
+            except ClientGone:
                 self._reading.cancel()
 
 

@@ -202,7 +202,7 @@ def _too_large(limits: HttpLimits) -> HttpFault:
 class ChunkedReader:
     """A chunked body, byte by byte as the standard has it; extensions and trailers are dropped."""
 
-    _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
+    _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})(?:;[^\x00-\x08\x0a-\x1f\x7f]*)?\r\n")
     _LINE_BYTES_MAX = 256
     _TRAILER_BYTES_MAX = 4096
     _CHUNKS_A_CALL = 512

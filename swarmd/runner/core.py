@@ -11,6 +11,7 @@ import contextlib
 import os
 import resource
 import signal
+from itertools import islice
 from typing import Any
 
 from swarmd.runner import trees
@@ -24,7 +25,8 @@ TICK_NS = 250 * NS_PER_MS
 CLEAR_TICK_NS = 10 * NS_PER_MS
 JOURNAL_RETRY_NS = 1000 * NS_PER_MS
 STARTS_PER_TURN = 8
-RUNNING_MAX = 4096
+HELD_MAX = 8192
+FILES_PER_ATTEMPT = 5
 KNOWN_MAX = 16_384
 _FILES = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -52,7 +54,8 @@ class Core:
         self._retry_ns = 0
         self._privileged = os.geteuid() == 0
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self._running_max = max(8, min(RUNNING_MAX, (files - 256) // 8))
+        # Raising our own bound would raise the jobs'; beyond this they wait for one another.
+        self._running_max = max(8, (files - 128) // FILES_PER_ATTEMPT)
         self._bury(now_ns)
 
     # -- requests --------------------------------------------------------------------------------
@@ -82,8 +85,8 @@ class Core:
             raise ValueError("the runner is ending; start it again for new attempts")
         if order.uid is not None and not self._privileged and order.uid != os.geteuid():
             raise ValueError("uid: only a runner that is root can start jobs as another account")
-        if len(self.waiting) + len(self.running) >= self._running_max:
-            raise ValueError(f"the runner holds {self._running_max} attempts; wait for an end")
+        if len(self.waiting) + len(self.running) >= HELD_MAX:
+            raise ValueError(f"the runner holds {HELD_MAX} attempts; wait for an end")
         if len(self.journal.ended) + len(self._ends) >= KNOWN_MAX:
             raise ValueError(f"{KNOWN_MAX} ends are not acknowledged; acknowledge some first")
         self.waiting[order.id] = order
@@ -156,13 +159,13 @@ class Core:
         """How long the loop may sleep; None where only an event can bring something."""
         if self._ends or self._acks:
             return max(0, self._retry_ns - now_ns)
-        if self.waiting:
+        if self.waiting and len(self.running) < self._running_max:
             return 0
         return max(0, self._next_ns - now_ns) if self.running else None
 
     def turn(self, now_ns: int, *, reap: bool) -> None:
         """Everything that is due: starts, deaths, deadlines, and one write for all of it."""
-        if self.waiting:
+        if self.waiting and len(self.running) < self._running_max:
             self._start_some(now_ns)
         if reap:
             self._reap(now_ns)
@@ -174,7 +177,8 @@ class Core:
     def _start_some(self, now_ns: int) -> None:
         if not self.running:
             self._next_ns = now_ns + TICK_NS
-        ids = list(self.waiting)[:STARTS_PER_TURN]
+        room = min(STARTS_PER_TURN, self._running_max - len(self.running))
+        ids = list(islice(self.waiting, room))
         uid = os.geteuid()
         orders = [self.waiting[i] for i in ids]
         try:

@@ -67,13 +67,15 @@ class Spawner:
                 )  # fmt: skip
             finally:
                 os.close(write_end)
-            trouble = os.read(read_end, 4096)
+            trouble = b""  # Nothing, and then the end, once the exec has closed the other side.
+            while data := os.read(read_end, 4096):
+                trouble += data
         finally:
             os.close(read_end)
         if not trouble:
             return int(pid)
         os.waitpid(pid, 0)
-        kind, code, _ = trouble.split(b":", 2)
+        kind, code, *_ = [*trouble.split(b":"), b"0"]
         number = int(code, 16) if kind == b"OSError" else 0
         raise OSError(number or errno.EPERM, os.strerror(number or errno.EPERM))
 

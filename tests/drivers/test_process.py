@@ -76,7 +76,7 @@ async def test_a_job_gets_its_own_place_and_nothing_of_ours(folder: Path) -> Non
         assert cwd == f"{job.dir}/work"
         assert sorted(eval(fds)) == ["0", "1", "2", "3"]  # 3 is the listing itself
         assert (leads, umask) == ("True", "0o22")
-        signals = shell(folder, "grep -E 'Sig(Blk|Ign|Cgt)' /proc/$$/status; ulimit -c")
+        signals = shell(folder, "grep -E 'Sig(Blk|Ign|Cgt)' /proc/self/status; ulimit -c")
         await run(runner, signals)
         blocked, ignored, caught, core = output(signals).splitlines()
         for line in (blocked, ignored):  # but for 32 and 33, which are the C library's own
@@ -358,6 +358,7 @@ async def test_a_data_directory_may_have_a_long_path(folder: Path) -> None:
 async def test_garbage_on_the_socket_harms_nobody(folder: Path) -> None:
     async with client(folder) as runner:
         await runner.start([job := shell(folder, "sleep 1; exit 2")])
+        await started(runner)
         pid = runner.facts.pid
         held = os.open(folder, os.O_PATH)
         address = f"/proc/self/fd/{held}/runner.sock"
@@ -432,6 +433,18 @@ async def test_a_thousand_quick_jobs_are_all_reported_once(folder: Path) -> None
         assert sorted(seen) == [o.id for o in orders]
         assert await runner.list() == []
         assert Path(folder, "exits.log").stat().st_size < 2 * 1024 * 1024
+
+
+async def test_few_descriptors_only_make_jobs_wait(folder: Path) -> None:
+    entry = Path(sys.modules["swarmd.runner"].__file__ or "").with_name("__main__.py")
+    command = f"ulimit -n 200; exec {sys.executable} -I -S {entry} runner --data-dir {folder}"
+    await trio.run_process(["/bin/sh", "-c", command])
+    async with client(folder) as runner:
+        orders = [shell(folder, "ulimit -n; sleep 0.05") for _ in range(100)]
+        assert await runner.start(orders) == []
+        found = await ends(runner, 100)
+        assert {end.exit_code for end in found.values()} == {0}
+        assert output(orders[99]) == "200\n"
 
 
 async def test_requests_are_answered_while_nobody_takes_events(folder: Path) -> None:

@@ -12,8 +12,10 @@ import trio
 from tests.fuzz import PATHS, fuzz
 from tests.surfaces import QUICK, open_descriptors, serving
 
-OURS = ("/hot/x", "/hot/echo", "/hot/json", "/hot/upload", "/hot/ignore", "/hot/follow", "/hot/flood",
-        "/q/x", "/echo", "/small", "/follow", "/flood", "/ws", "/ws/deaf", "/ws/refused")  # fmt: skip
+OURS = ("/hot/x", "/hot/echo", "/hot/json", "/hot/upload", "/hot/ignore", "/hot/follow",
+        "/hot/flood", "/q/x", "/echo", "/small", "/follow", "/flood", "/ws", "/ws/deaf",
+        "/ws/refused",
+        )  # fmt: skip
 LIMITS = replace(QUICK, body_bytes_max=100_000, connections_max=60, requests_max=30, streams_max=8)
 
 

@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import os
+import resource
 import socket
 import stat
 import time
@@ -304,6 +305,18 @@ async def test_a_long_upload_earns_its_time() -> None:
 
 
 @pytest.mark.parametrize("path", ["/flood", "/hot/flood"])
+async def test_an_endless_source_leaves_room_for_others(path: str) -> None:
+    async with serving() as world, await world.connect() as stream:
+        await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        got = 0
+        while got < 50_000_000:
+            got += len(await stream.receive_some(1 << 20))
+            if got % 3 == 0:
+                assert (await world.get("/hot/x")).status == 200
+        assert (await world.get(path, method="HEAD")).body == b""
+
+
+@pytest.mark.parametrize("path", ["/flood", "/hot/flood"])
 async def test_a_reader_who_stalls_is_cut(path: str) -> None:
     async with serving() as world, await world.connect() as stream:
         await stream.send_all(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
@@ -462,6 +475,38 @@ async def test_fault_3_bytes_ahead_of_an_answer_leak_nothing(path: bytes) -> Non
             world.gate.set()
             await world.empty(within_s=3)
             world.gate = trio.Event()
+
+
+@pytest.mark.parametrize("path", [b"/follow", b"/hot/follow"])
+async def test_a_stream_ends_with_a_client_that_sent_more_than_is_kept(path: bytes) -> None:
+    async with serving() as world:
+        async with await world.connect() as stream:
+            await stream.send_all(
+                b"GET " + path + b" HTTP/1.1\r\n" + HOST + b"\r\n" + b"x" * 150_000
+            )
+            await read_until(stream, b"first")
+        await world.empty(within_s=3)
+
+
+async def test_running_out_of_descriptors_is_survived(caplog: pytest.LogCaptureFixture) -> None:
+    async with serving(replace(QUICK, idle_timeout_s=30, header_timeout_s=30)) as world:
+        clients = [socket.socket() for _ in range(12)]
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(c.fileno() for c in clients) + 4, hard))
+        try:
+            for client in clients:
+                client.connect(("127.0.0.1", world.port))
+            with trio.fail_after(3):
+                while not caplog.records:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for client in clients:
+            client.sendall(b"GET /hot/x HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n")
+            client.setblocking(False)
+            async with trio.SocketStream(trio.socket.from_stdlib_socket(client)) as stream:
+                assert (await read_all(stream)).startswith(b"HTTP/1.1 200")
+        assert [r.message for r in caplog.records].count(caplog.records[0].message) == 1
 
 
 # -- websockets ---------------------------------------------------------------------------------
