@@ -97,17 +97,22 @@ def measure(scenario: Callable[[Ask], None]) -> Iterator[tuple[tuple[object, ...
         Path(folder).chmod(0o711)
         data_dir = Path(folder).resolve() / "data"
         ports = free_ports(SURFACES)
-        process = subprocess.Popen(
-            [sys.executable, "-m", "bench.loop", "--serve", str(data_dir)],
-            env={**os.environ, "PORTS": json.dumps(ports)}, stderr=subprocess.DEVNULL,
-            cwd=Path(__file__).parents[1],
-        )  # fmt: skip
+        said = Path(folder) / "stderr"
+        with said.open("wb") as stderr:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "bench.loop", "--serve", str(data_dir)],
+                env={**os.environ, "PORTS": json.dumps(ports)}, stderr=stderr,
+                cwd=Path(__file__).parents[1],
+            )  # fmt: skip
         try:
             ask = Ask(ports, process.pid)
             scenario(ask)
             process.terminate()
             process.wait(20)
             facts = json.loads((data_dir / "longest.json").read_text())
+        except Exception as failure:
+            failure.add_note(said.read_text(errors="replace")[-2000:])
+            raise
         finally:
             process.kill()
             process.wait()
@@ -221,8 +226,8 @@ def bulk_with_many_parts(ask: Ask) -> None:
 def submit_of_200_kb(ask: Ask) -> None:
     jobs = [
         ask.waiting(env_variables=FAT),
-        ask.waiting(env_variables={f"N{i}": "v" * 190 for i in range(1000)}),
-        ask.waiting(arguments=["a" * 180] * 1000),
+        ask.waiting(env_variables={f"N{i}": "v" * 170 for i in range(1000)}),
+        ask.waiting(arguments=["a" * 170] * 1000),
     ]
     ask.begin()
     for _ in range(10):
@@ -232,7 +237,7 @@ def submit_of_200_kb(ask: Ask) -> None:
 
 def complete_with_8_mib(ask: Ask) -> None:
     ids = ask.bulk([ask.waiting() for _ in range(9)])
-    texts = ("o" * (4 * 2**20 - 500), "\n\x00é" * 300_000, "\u20ac" * 650_000)
+    texts = ("o" * (4 * 2**20 - 500), "\n\x00é" * 280_000, "\u20ac" * 650_000)
     ask.begin()
     for at in range(len(ids)):
         body = {"executor_id": "e", "labels": {"lane": "outside"}}

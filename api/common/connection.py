@@ -143,7 +143,7 @@ class Connection:
         self._read_deadline = trio.current_time() + wait_s
         self._arm()
         while True:
-            while buffer[:2] == b"\r\n":  # some clients send an empty line after a body
+            if buffer[:2] == b"\r\n":  # some clients send an empty line after a body
                 del buffer[:2]
             if buffer:
                 end = buffer.find(b"\r\n\r\n", 0, limits.header_bytes_max + 4)
@@ -258,12 +258,14 @@ class Connection:
         self._arm()
         return alive
 
-    async def receive_some(self) -> bytes:
+    async def receive_some(self, bytes_max: int) -> bytes:
         """For what a request has turned the connection into: the bytes here, b"" at the end."""
-        if not self.buffer:
+        if self.buffer:
+            await trio.lowlevel.checkpoint()
+        else:
             await self._receive()
-        data = bytes(self.buffer)
-        self.buffer.clear()
+        data = bytes(self.buffer[:bytes_max])
+        del self.buffer[:bytes_max]
         return data
 
     async def wait_gone(self) -> None:

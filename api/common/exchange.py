@@ -111,6 +111,8 @@ class Exchange:
         while not self.body_done:
             if buffer:
                 piece = self._take(buffer)
+                if self._chunked is not None:  # the buffer may hold thousands of tiny chunks
+                    await trio.lowlevel.checkpoint()
                 if piece:
                     self._body_bytes += len(piece)
                     if self._body_bytes > self._body_bytes_max:

@@ -37,6 +37,8 @@ _PINGS_MISSED_MAX = 3
 _CLOSING_S_MAX = 2.0
 _STREAM_ID = 1
 _QUEUE_MAX = 8
+_SLICE_BYTES = 8 * 1024
+"""Fed at a time: frames are unmasked in Python, and 64 KiB would hold the loop."""
 
 
 def hypercorn_config(limits: HttpLimits) -> Config:
@@ -122,7 +124,7 @@ class _Bridge:
         while True:
             wait_s = _CLOSING_S_MAX if self._closing else silence_s
             self._reading.deadline = trio.current_time() + wait_s
-            data = await self._connection.receive_some()
+            data = await self._connection.receive_some(_SLICE_BYTES)
             if not data:
                 return
             try:

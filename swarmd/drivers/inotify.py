@@ -1,4 +1,4 @@
-"""Waiting for a file to change, by the kernel's word. Linux alone; a watch never blocks the loop."""
+"""Waiting for a file to change, by the kernel's word: Linux alone, and never on the loop."""
 
 from __future__ import annotations
 

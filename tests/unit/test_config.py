@@ -135,7 +135,7 @@ def test_every_setting_has_words_and_takes_its_own_default(home: dict[str, str])
         if value not in (None, [], {}) and origin == "default":
             text = ",".join(value) if isinstance(value, list) else str(value)
             again = load(home | {LEAVES[path].env_name: text})
-            assert dict((p, v) for p, v, _ in report(again))[path] == value
+            assert {p: v for p, v, _ in report(again)}[path] == value
             assert again.origins[path] == f"environment {LEAVES[path].env_name}"
 
 
