@@ -201,9 +201,15 @@ def _user(uid: int) -> str:
 
 
 def _read(answer: http.client.HTTPResponse) -> bytes:
-    data = answer.read(ANSWER_BYTES_MAX + 1)
+    try:
+        data = answer.read(ANSWER_BYTES_MAX + 1)
+    except (OSError, http.client.HTTPException) as problem:
+        raise Refused("the daemon broke off in the middle of its answer") from problem
     if len(data) > ANSWER_BYTES_MAX:
         raise Refused(f"the answer is larger than {ANSWER_BYTES_MAX} bytes; ask for less")
+    # A bounded read does not itself complain of a body that ends too early.
+    if answer.length:
+        raise Refused("the daemon broke off in the middle of its answer")
     return data
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from swarmd.cli.client import Daemon, Refused, find_daemon, job_path
 
 STATUSES = ("pending", "assigned", "running", "completed", "failed", "cancelled")
 STREAMS = ("stdout", "stderr")
+EXIT_NO_STATUS = 125
 job_id = click.argument("job_id", metavar="JOB")
 
 
@@ -144,22 +146,18 @@ def exit_status(job: dict[str, Any]) -> int:
     code = job.get("exit_code")
     if job.get("status") == "completed":
         return int(code or 0)
-    if not isinstance(code, int) or code == 0:
-        return EXIT_NO_STATUS
-    return 128 - code if code < 0 else min(code, 255)
-
-
-EXIT_NO_STATUS = 125
+    killed = re.match(r"killed by signal (\d{1,2})\b", str(job.get("error")))
+    if killed:
+        return 128 + int(killed[1])
+    return min(code, 255) if isinstance(code, int) and code > 0 else EXIT_NO_STATUS
 
 
 def find_file(path: Path) -> tuple[BinaryIO, int]:
     """A local file that can be run, opened, with its size."""
+    if not path.is_file() or not os.access(path, os.X_OK):
+        raise Refused(f"{path} is no file that can be run; `chmod +x {path}` if it should be")
     try:
         file = path.open("rb")
     except OSError as problem:
         raise Refused(f"{path} cannot be read: {problem.strerror}") from problem
-    facts = os.fstat(file.fileno())
-    if not os.access(path, os.X_OK) or not path.is_file():
-        file.close()
-        raise Refused(f"{path} is no file that can be run; `chmod +x {path}` if it should be")
-    return file, facts.st_size
+    return file, os.fstat(file.fileno()).st_size

@@ -29,7 +29,9 @@ async def explain(cluster: Cluster, job_id: str) -> Explanation:
     """NotFound: no such job."""
     job = await jobs.find(cluster, job_id)
     if job.status is not JobStatus.PENDING:
-        return Explanation(job.id, job.status, _standing(job), (), ())
+        names = {node.id: node.name for node in await cluster.read(ListNodes())}
+        where = names.get(job.node_id, job.node_id) if job.node_id else None
+        return Explanation(job.id, job.status, _standing(job, where), (), ())
     waits_for = await _waits_for(cluster, job)
     verdicts = []
     for node in await cluster.read(ListNodes()):
@@ -40,8 +42,8 @@ async def explain(cluster: Cluster, job_id: str) -> Explanation:
     )
 
 
-def _standing(job: Job) -> str:
-    where = f" on {job.node_id}" if job.node_id else ""
+def _standing(job: Job, node: str | None) -> str:
+    where = f" on {node}" if node else ""
     match job.status:
         case JobStatus.ASSIGNED:
             return f"given to a node{where}, about to start"

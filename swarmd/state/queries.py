@@ -5,7 +5,7 @@ A query is a value, so that a node without a replica can send it to one that has
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -199,31 +199,35 @@ def _find_job(conn: Conn, query: FindJob) -> Job | None:
 
 
 def _list_jobs(conn: Conn, query: ListJobs) -> list[Job]:
+    """Each kind and status is a stream in order by an index of its own; SQLite merges them, so a
+    page costs what it holds and what it skips, never a sort of all that matches."""
     wanted = query.wanted
-    if len(wanted.statuses) > 1:
-        return _list_union(conn, wanted)
-    where, values = _conditions(wanted)
-    matching = _matching(conn, where, values)
+    streams = list(_streams(wanted))
+    matching = sum(_matching(conn, *_conditions(one)) for one in streams)
     limit = min(wanted.limit, max(0, matching - wanted.offset))
     if limit == 0:
         return []
-    # The page is found by the narrow index alone; rows are read for the page only.
-    sql = (
-        f"SELECT {JOB}{FROM}JOIN (SELECT seq FROM jobs {_index(conn, wanted)}{where}"
-        " ORDER BY seq DESC LIMIT ? OFFSET ?) p ON p.seq = j.seq ORDER BY j.seq DESC"
-    )
-    rows = conn.execute(sql, (*values, limit, wanted.offset))
+    parts, values = [], []
+    for one in streams:
+        where, bound = _conditions(one)
+        parts.append(f"SELECT seq FROM jobs {_index(conn, one)}{where}")
+        values += bound
+    # The page is found by the narrow indexes alone; rows are read for the page only.
+    page = f"{' UNION ALL '.join(parts)} ORDER BY seq DESC LIMIT ? OFFSET ?"
+    seqs = [row[0] for row in conn.execute(page, (*values, limit, wanted.offset))]
+    places = ",".join("?" * len(seqs))
+    rows = conn.execute(f"SELECT {JOB}{FROM}WHERE j.seq IN ({places}) ORDER BY j.seq DESC", seqs)
     return [job_of(row) for row in rows]
 
 
-def _list_union(conn: Conn, wanted: JobFilter) -> list[Job]:
-    """Several statuses: each is read by its own index, and the streams are merged."""
-    parts: list[Job] = []
-    for status in wanted.statuses:
-        one = replace(wanted, statuses=(status,), offset=0, limit=wanted.offset + wanted.limit)
-        parts += _list_jobs(conn, ListJobs(one))
-    parts.sort(key=lambda job: -job.seq)
-    return parts[wanted.offset : wanted.offset + wanted.limit]
+def _streams(wanted: JobFilter) -> Iterator[JobFilter]:
+    if wanted.kind is None and not (wanted.statuses or wanted.type or wanted.priority is not None):
+        yield wanted
+        return
+    alone: list[tuple[JobStatus, ...]] = [(status,) for status in wanted.statuses] or [()]
+    for kind in JobKind if wanted.kind is None else (wanted.kind,):
+        for statuses in alone:
+            yield replace(wanted, kind=kind, statuses=statuses)
 
 
 def _conditions(wanted: JobFilter) -> tuple[str, list[object]]:
@@ -258,7 +262,7 @@ def _index(conn: Conn, wanted: JobFilter) -> str:
     if wanted.priority is not None:
         choices.append(("jobs_priority", replace(wanted, statuses=(), type=None)))
     if not choices:
-        return ""
+        return "INDEXED BY jobs_kind "
     narrowest = min(choices, key=lambda choice: _matching(conn, *_conditions(choice[1])))
     return f"INDEXED BY {narrowest[0]} "
 

@@ -42,12 +42,14 @@ ATTEMPT = (
 )
 
 
-class Shape(msgspec.Struct, frozen=True):
+class Shape(msgspec.Struct, frozen=True, omit_defaults=True):
     """What placement looks at: jobs of one shape are alike to it."""
 
     kind: JobKind
     resources: Resources
     constraints: tuple[Constraint, ...]
+    installed: bool = False
+    """The program is one that our nodes have; an executor from outside would not know it."""
 
 
 decode_shape = msgspec.msgpack.Decoder(Shape).decode

@@ -23,6 +23,7 @@ CREATE TABLE jobs(
     attempt_id INTEGER, node_id TEXT, failures INTEGER NOT NULL DEFAULT 0,
     recoveries INTEGER NOT NULL DEFAULT 0, dead INTEGER NOT NULL DEFAULT 0, error TEXT,
     revision INTEGER NOT NULL);
+CREATE INDEX jobs_kind ON jobs(kind, seq);
 CREATE INDEX jobs_status ON jobs(kind, status, seq);
 CREATE INDEX jobs_type ON jobs(kind, type, seq);
 CREATE INDEX jobs_priority ON jobs(kind, priority, seq);

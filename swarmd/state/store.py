@@ -80,6 +80,8 @@ class Store:
 
     async def read(self, query: Query[T]) -> T:
         """Answer from one snapshot, on a reader's thread."""
+        if self._stopping:
+            raise Unavailable("the state is closed; this node is stopping")
         answer: T = await trio.to_thread.run_sync(self._read, query, limiter=self._limiter)
         return answer
 

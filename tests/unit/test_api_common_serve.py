@@ -10,6 +10,7 @@ import resource
 import socket
 import stat
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,6 +35,12 @@ from tests.surfaces import (
 )
 
 HOST = b"Host: localhost\r\n"
+UPGRADE = (
+    b"GET %b HTTP/1.1\r\n" + HOST + b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+TEXT_FRAME = b"\x81\x85\x00\x00\x00\x00hello"
+CLOSE_FRAME = b"\x88\x82\x00\x00\x00\x00\x03\xe8"
 
 
 # -- ordinary answers ---------------------------------------------------------------------------
@@ -375,6 +382,59 @@ async def test_a_connection_serves_a_bounded_number_of_requests() -> None:
         assert got.raw.count(b"HTTP/1.1 200") == 3 and got.raw.count(b"Connection: close") == 1
 
 
+class Steps(trio.abc.Instrument):
+    """The longest step of the tasks that serve connections."""
+
+    def __init__(self) -> None:
+        self.longest_s = 0.0
+        self._began = 0.0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self._began = time.thread_time()
+
+    def after_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task.name.startswith(("api.", "quart_trio.")):
+            self.longest_s = max(self.longest_s, time.thread_time() - self._began)
+
+
+CHUNKS = HOST + b"Transfer-Encoding: chunked\r\n\r\n" + b"1\r\nx\r\n" * 40_000
+FLOODS = {
+    "tiny chunks": b"POST /hot/upload HTTP/1.1\r\n" + CHUNKS,
+    "tiny chunks to Quart": b"POST /echo HTTP/1.1\r\n" + CHUNKS,
+    "empty lines": b"\r\n" * 100_000,
+    "headers": b"GET /hot/x HTTP/1.1\r\n" + HOST + b"a:\r\n" * 4000 + b"\r\n",
+    "pipelined requests": (b"GET /hot/x HTTP/1.1\r\n" + HOST + b"\r\n") * 3000,
+    "empty frames": UPGRADE % b"/ws" + b"\x01\x80abcd" + b"\x00\x80abcd" * 20_000,
+    "pings": UPGRADE % b"/ws" + b"\x89\x80abcd" * 20_000,
+}
+
+
+@pytest.mark.parametrize("flood", FLOODS)
+async def test_no_flood_holds_the_loop(flood: str) -> None:
+    longest_s = []
+    async with serving(replace(QUICK, idle_timeout_s=0.2)) as world:
+        await world.get("/q/warm")
+        for _ in range(3):
+            async with await world.connect() as stream:
+                steps = Steps()
+                trio.lowlevel.add_instrument(steps)
+                with trio.move_on_after(3):
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(_send_what_is_taken, stream, FLOODS[flood])
+                        with suppress(trio.BrokenResourceError):
+                            while await stream.receive_some(65536):
+                                pass
+                        nursery.cancel_scope.cancel()
+                trio.lowlevel.remove_instrument(steps)
+                longest_s.append(steps.longest_s)
+    assert min(longest_s) < 0.005
+
+
+async def _send_what_is_taken(stream: trio.SocketStream, data: bytes) -> None:
+    with suppress(trio.BrokenResourceError):
+        await stream.send_all(data)
+
+
 # -- clients that go ----------------------------------------------------------------------------
 
 
@@ -412,13 +472,6 @@ async def test_a_stream_ends_with_its_client_and_with_its_source(path: bytes) ->
 
 
 # -- the three faults of the stock server -------------------------------------------------------
-
-UPGRADE = (
-    b"GET %b HTTP/1.1\r\n" + HOST + b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-)
-TEXT_FRAME = b"\x81\x85\x00\x00\x00\x00hello"
-CLOSE_FRAME = b"\x88\x82\x00\x00\x00\x00\x03\xe8"
 
 
 async def test_fault_1_bytes_sent_along_with_an_upgrade_kill_nobody() -> None:

@@ -18,6 +18,7 @@ from swarmd.domain.jobs import (
     AttemptStatus,
     Constraint,
     Fetch,
+    Installed,
     Job,
     JobFilter,
     JobId,
@@ -33,6 +34,7 @@ from swarmd.domain.nodes import Capacity, Node
 from swarmd.state import commands as c
 from swarmd.state import queries as q
 from swarmd.state.machine import Machine, dump_hash
+from swarmd.state.rules.jobs import OTHER, TYPES_MAX
 from swarmd.state.schema import migrate
 
 SHA = "a" * 64
@@ -440,6 +442,9 @@ def test_listing_filters_pages_and_orders(state: State) -> None:
     both = (JobStatus.RUNNING, JobStatus.PENDING)
     assert ids(kind=JobKind.BINARY, statuses=both, limit=2, offset=8) == ["j1", "j0"]
     assert ids(kind=JobKind.PACKAGE) == []
+    assert ids(statuses=both, limit=2, offset=8) == ["j1", "j0"]
+    assert ids(type="odd", limit=2) == ["j9", "j7"]
+    assert ids(kind=JobKind.BINARY, limit=2, offset=9) == ["j0"]
     assert ids(kind=JobKind.BINARY, type="odd", priority=Priority.BACKGROUND, limit=1) == ["j9"]
 
 
@@ -517,3 +522,19 @@ def test_attempt_ids_are_never_used_again(state: State) -> None:
         state.finish(f"j{number}")
         state.now += HOUR_MS
         state.apply(c.PruneJobs(state.now, 10, 1))
+
+
+def test_programs_of_our_nodes_are_not_for_executors_from_outside(state: State) -> None:
+    state.node()
+    state.submit(source=Installed("true"))
+    assert state.claim() is None
+    assert state.assign() == 1
+
+
+def test_types_that_come_without_end_do_not_grow_the_totals_without_end(state: State) -> None:
+    for start in range(0, TYPES_MAX + 100, 100):
+        specs = [JobSpec(f"t{n}", Fetch("http://h/b", SHA)) for n in range(start, start + 100)]
+        state.apply(c.SubmitJobs(tuple(c.NewJob(JobId(spec.type), spec) for spec in specs)))
+    totals = state.ask(q.ListTotals(JobKind.BINARY))
+    submitted = {label: n for (name, label), n in totals.items() if name.startswith("submitted")}
+    assert len(submitted) == TYPES_MAX + 1 and submitted[OTHER] == 100

@@ -170,7 +170,9 @@ def claim(tx: Tx, command: ClaimJob) -> Job | None:
 
 def claimable(executor: Node, shape: Shape) -> bool:
     """An executor has said nothing of its devices, so work that asks for one is not for it."""
-    return not shape.resources.gpus and all(satisfies(executor, c) for c in shape.constraints)
+    if shape.installed or shape.resources.gpus:
+        return False
+    return all(satisfies(executor, c) for c in shape.constraints)
 
 
 def _spec(tx: Tx, seq: int) -> JobSpec:

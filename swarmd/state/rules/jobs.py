@@ -27,6 +27,7 @@ from swarmd.domain.jobs import (
     AttemptId,
     AttemptStatus,
     Fetch,
+    Installed,
     Job,
     JobId,
     JobStatus,
@@ -46,6 +47,9 @@ from swarmd.state.commands import (
 )
 from swarmd.state.rows import FROM, JOB, Shape, encode, job_of, load_job, spec_hash
 from swarmd.state.tx import Tx
+
+TYPES_MAX = 500
+OTHER = "(other)"
 
 
 def submit(tx: Tx, command: SubmitJobs) -> tuple[Job | Refusal, ...]:
@@ -80,7 +84,8 @@ def _submit_one(tx: Tx, new: NewJob, group_id: str | None) -> Job:
         raise Conflict("a job with this id exists", job_id=new.id)
     waits_for = _open_dependencies(tx, spec.depends_on) if spec.depends_on else []
     ready = not waits_for
-    shape = _shape(tx, Shape(spec.kind, spec.resources, spec.constraints))
+    installed = isinstance(spec.source, Installed)
+    shape = _shape(tx, Shape(spec.kind, spec.resources, spec.constraints, installed))
     seq = tx.execute(
         "INSERT INTO jobs(id, kind, tenant, type, priority, status, ready, waits, shape, group_id,"
         " deps_left, created_at, revision) VALUES (?,?,?,?,?,'pending',?,?,?,?,?,?,?)",
@@ -101,7 +106,8 @@ def _submit_one(tx: Tx, new: NewJob, group_id: str | None) -> Job:
     if ready:
         tx.ready(shape, 1)
     tx.count(spec.kind.value, JobStatus.PENDING, spec.priority, spec.type, 1)
-    tx.total(spec.kind, f"submitted:{spec.priority}", spec.type)
+    name = f"submitted:{spec.priority}"
+    tx.total(spec.kind, name, _label(tx, spec.kind.value, name, spec.type))
     tx.emit(JobSubmitted(new.id, spec.kind, ready))
     return Job(
         seq=seq, id=new.id, spec=spec, tenant=tenant, status=JobStatus.PENDING,
@@ -133,6 +139,19 @@ def _shape(tx: Tx, shape: Shape) -> int:
         (encode(shape),),
     ).fetchone()
     return int(row[0])
+
+
+def _label(tx: Tx, kind: str, name: str, type_: str) -> str:
+    """The type, or `(other)` for one that is new when there are enough: totals never shrink, so
+    their number is bounded. Written at once, so that it does not depend on the batch."""
+    sql = "SELECT 1 FROM totals WHERE kind = ? AND name = ? AND label = ?"
+    if tx.execute(sql, (kind, name, type_)).fetchone():
+        return type_
+    known = tx.execute("SELECT count(*) FROM totals WHERE kind = ? AND name = ?", (kind, name))
+    if known.fetchone()[0] >= TYPES_MAX:
+        type_ = OTHER
+    tx.execute("INSERT OR IGNORE INTO totals VALUES (?,?,?,0)", (kind, name, type_))
+    return type_
 
 
 def pin_blob(tx: Tx, seq: int, sha256: str) -> None:
