@@ -72,7 +72,7 @@ class SurfacesSection:
 class HttpSection:
     """The bounds of api.common.limits that an operator may move, by their names there."""
 
-    request_line_bytes_max: int = setting(8 * KIB, "a request's first line", low=KIB)
+    request_line_bytes_max: int = setting(12 * KIB, "a request's first line", low=KIB)
     header_bytes_max: int = setting(16 * KIB, "a request's line and headers together", low=KIB)
     headers_max: int = setting(100, "headers of a request", low=10, high=10_000)
     header_timeout_s: float = setting(10.0, "for a request's headers to arrive", low=0.1)

@@ -7,7 +7,7 @@ an answer is written by the task that makes it. So there is nothing that could g
 from __future__ import annotations
 
 from collections.abc import Iterable
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any, cast
 
 import trio
@@ -174,21 +174,23 @@ class Exchange:
     async def _answer_stream(self, response: Response, headers: RawHeaders) -> None:
         # Only an async generator can be closed, which a stream has to be.
         stream = cast("AsyncGenerator[bytes, None]", response.stream)
-        async with aclosing(stream):
+        # The stream is closed inside the nursery: it may hold scopes of its own, which have to be
+        # left in the order in which they were entered.
+        async with trio.open_nursery() as nursery, aclosing(stream):
             self.become_stream()
             await self.connection.write(self._begin(response.status, headers, response.length))
             if self.head.method != "HEAD":
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._watch_client, nursery.cancel_scope)
-                    async for chunk in stream:
-                        await self._write_part(chunk)
-                    nursery.cancel_scope.cancel()
+                nursery.start_soon(self._watch_client, nursery.cancel_scope)
+                async for chunk in stream:
+                    await self._write_part(chunk)
+            nursery.cancel_scope.cancel()
         if self.connection.eof:
             raise ClientGone
         await self.finish()
 
     async def _watch_client(self, answering: trio.CancelScope) -> None:
-        await self.connection.wait_gone()
+        with suppress(OSError):  # a connection that was reset is gone as well
+            await self.connection.wait_gone()
         answering.cancel()
 
     async def finish(self) -> None:

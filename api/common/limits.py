@@ -15,7 +15,7 @@ MIB = 1024 * KIB
 class HttpLimits:
     """Bounds of all surfaces together; a route may raise `body_bytes_max` for itself."""
 
-    request_line_bytes_max: int = 8 * KIB
+    request_line_bytes_max: int = 12 * KIB
     header_bytes_max: int = 16 * KIB
     """Request line and headers together."""
     headers_max: int = 100

@@ -22,6 +22,7 @@ from swarmd.domain.jobs import (
     JobId,
     JobKind,
     JobSpec,
+    JobStatus,
 )
 from swarmd.domain.nodes import Node, NodeKind, Usage
 from swarmd.state.rows import (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shlex
 import signal
 import subprocess
 import time
@@ -12,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from tests.cli import Said, command, environment, swarmd
+from tests.cli import ROOT, Said, command, environment, swarmd
 from tests.daemon import Daemon, free_ports, running_daemon
+from tests.parts import need
 
 DOCUMENTED_STATUS = {"cluster_id", "leader", "term", "nodes"}
 
@@ -261,6 +264,21 @@ def test_ports_of_settings_are_served(tmp_path: Path) -> None:
     ports = free_ports({"console": 8470})
     with running_daemon(tmp_path, surfaces__console={"port": ports["console"]}) as daemon:
         assert daemon.request("GET", "/api/v1/health", surface="console").status == 200
+
+
+def test_commands_of_the_page_run_as_they_stand(daemon: Daemon) -> None:
+    need("bash")
+    page = (ROOT / "docs" / "cli.md").read_text()
+    (block,) = re.findall(r"^```console\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    lines = [line.removeprefix("$ ") for line in block.splitlines()]
+    assert len(lines) >= 10
+    text = f'set -eux\nswarmd() {{ {shlex.join(command())} "$@"; }}\n' + "\n".join(lines)
+    done = subprocess.run(
+        ["bash", "-c", text], env=environment({"SWARMD_DATA_DIR": str(daemon.data_dir)}),
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("hello\n")
 
 
 def _processes_of(place: Path) -> list[str]:
