@@ -113,7 +113,7 @@ class Client:
         found = []
         for what in ("sum", "count"):
             lines = re.findall(
-                rf'^executr_api_request_duration_seconds_{what}\{{(.*)\}} (\S+)$', text, re.M
+                rf"^executr_api_request_duration_seconds_{what}\{{(.*)\}} (\S+)$", text, re.M
             )
             assert lines, text[-2000:]
             found.append(sum(float(n) for labels, n in lines if "/metrics" not in labels))

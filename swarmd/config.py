@@ -60,6 +60,9 @@ class SurfaceSection:
     hosts: tuple[str, ...] = setting(
         (), "further names that a request's Host may have", kind="host"
     )
+    origins: tuple[str, ...] = setting(
+        (), "origins besides its own whose pages may call it, such as https://swarm.example"
+    )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import gc
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from secrets import token_urlsafe
+from typing import Any
 from uuid import uuid4
 
 import trio
@@ -45,9 +47,11 @@ from swarmd.domain.errors import Conflict, SwarmError, Unavailable
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Capacity, Node
 from swarmd.drivers.gpu import list_gpus
+from swarmd.drivers.http import HttpSettings
 from swarmd.drivers.process import RunnerClient, RunnerSettings, open_runner
 from swarmd.notify import READY, STOPPING, WATCHDOG, Notifier, take_notifier
 from swarmd.ops import swarm
+from swarmd.paths import make_data_dir
 from swarmd.state.commands import PutNode
 from swarmd.state.queries import ListDuties
 from swarmd.state.store import StoreSettings
@@ -68,7 +72,10 @@ def run(config: Config) -> int:
     except* SwarmError as refusals:
         refused += _leaves(refusals)
     for refusal in refused:
-        sys.stderr.write(f"swarmd: {refusal}\n")
+        line = f"swarmd: {refusal}"
+        if config.log.format == "json":
+            line = json.dumps({"level": "error", "message": str(refusal)})
+        sys.stderr.write(line + "\n")
     return 1 if refused else 0
 
 
@@ -98,6 +105,9 @@ async def _main(config: Config) -> None:
         async with open_node(config) as node:
             _tell_ready(node.urls, config)
             manager.tell(READY)
+            # What the start made stays: no collection is to walk through it and hold the loop.
+            gc.collect()
+            gc.freeze()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_stop_on_signal, signals, node)
                 if manager.watchdog_s is not None:
@@ -178,11 +188,11 @@ async def _admin_key(config: Config, cluster: LocalCluster) -> str:
 @contextmanager
 def _claimed(data_dir: Path) -> Iterator[None]:
     """The data directory, made where it is not there and held against a second daemon."""
-    root = os.geteuid() == 0
+    make_data_dir(data_dir)
     try:
-        data_dir.mkdir(parents=True, exist_ok=True)
-        # Jobs of another account pass through it to their own directories; they cannot list it.
-        data_dir.chmod(0o711 if root else 0o700)
+        if os.geteuid() == 0:
+            # Jobs of another account pass through it to their own directories; none can list it.
+            data_dir.chmod(0o711)
         fd = os.open(data_dir / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise Unavailable(
@@ -251,8 +261,10 @@ async def _open_agent(
         nursery.start_soon(drop_unneeded, cluster, store)
         duties = await cluster.read(ListDuties(cluster.node.id))
         if config.jobs.executor or duties:
+            # A node that gives up running jobs still lets those it holds come to their end.
+            slots = cluster.node.capacity.slots or len(duties)
             async with (
-                open_runner(data_dir, RunnerSettings()) as runner,
+                open_runner(data_dir, RunnerSettings(slots=slots)) as runner,
                 _open_attempts(config, cluster, runner, store, data_dir) as attempts,
             ):
                 try:
@@ -275,7 +287,12 @@ async def _open_attempts(
 ) -> AsyncIterator[Attempts]:
     jobs = config.jobs
     account = find_account(jobs.user)
-    binaries = Binaries(data_dir / "binaries", store, bytes_max=jobs.cache_bytes_max)
+    downloads = HttpSettings(
+        **{f.name: getattr(config.downloads, f.name) for f in fields(config.downloads)}
+    )
+    binaries = Binaries(
+        data_dir / "binaries", store, bytes_max=jobs.cache_bytes_max, http=downloads
+    )
     direct = reachable(data_dir / "binaries", account)
     if not direct:
         log.warning(
@@ -301,36 +318,35 @@ def _surfaces(
     advertised = config.node.advertise
     names = (advertised.rpartition(":")[0] or advertised,) if advertised else ()
 
-    def binds(section: SurfaceSection) -> tuple[str, ...]:
-        return section.bind or config.node.bind
-
-    def access(section: SurfaceSection) -> Access:
-        return Access.OPEN if section.open else Access.LOOPBACK
+    def placed(name: str, section: SurfaceSection) -> dict[str, Any]:
+        if section.open:
+            log.warning("a surface is open to whoever reaches it", extra={"surface": name})
+        return {
+            "binds": section.bind or config.node.bind,
+            "port": section.port,
+            "access": Access.OPEN if section.open else Access.LOOPBACK,
+            "hosts": section.hosts + names,
+            "origins": section.origins,
+        }
 
     surfaces = []
     section = config.surfaces.jobqueue
     if section.enabled:
-        surfaces.append(
-            jobqueue.surface(
-                cluster, binds=binds(section), port=section.port, access=access(section),
-                hosts=section.hosts + names,
-            )
-        )  # fmt: skip
+        surfaces.append(jobqueue.surface(cluster, **placed("jobqueue", section)))
     section = config.surfaces.console
     behind = Console(
-        cluster, lambda: [
-            {"setting": name, "value": value, "source": source}
-            for name, value, source in report(config)
-        ], running.stop, lambda: admin_key,
+        cluster,
+        lambda: [{"setting": n, "value": v, "source": o} for n, v, o in report(config)],
+        running.stop,
+        lambda: admin_key,
         config.jobs.blob_bytes_max,
-    )  # fmt: skip
-    surfaces.append(
-        console.surface(
-            behind, binds=binds(section) if section.enabled else (), port=section.port,
-            unix_path=data_dir / "swarmd.sock", access=access(section),
-            hosts=section.hosts + names,
-        )
-    )  # fmt: skip
+    )
+    # Its port may be switched off; the socket stays, or the command line could not reach the node.
+    where = placed("console", section)
+    if not section.enabled:
+        where["binds"] = ()
+    socket = data_dir / "swarmd.sock"
+    surfaces.append(console.surface(behind, unix_path=socket, **where))
     return tuple(surfaces)
 
 

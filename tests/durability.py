@@ -161,9 +161,7 @@ def read_jobs(path: Path) -> list[JobSeen]:
         ):
             spec = decode_spec(packed)
             ticks = int(spec.arguments[-1]) if kind == "trace" else 0
-            jobs.append(
-                JobSeen(job_id, kind, status, spec.labels["token"], ticks, attempts[seq])
-            )
+            jobs.append(JobSeen(job_id, kind, status, spec.labels["token"], ticks, attempts[seq]))
         return jobs
     finally:
         conn.close()

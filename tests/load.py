@@ -158,9 +158,7 @@ class Load:
         self._submit_keyed(client, self._job(kind, token, ticks, keyed=True), token)
         time.sleep(rng.uniform(0, 2 * PAUSE_S))
 
-    def _submit_trace(
-        self, client: Client, rng: random.Random, token: str, every_s: float
-    ) -> None:
+    def _submit_trace(self, client: Client, rng: random.Random, token: str, every_s: float) -> None:
         """Jobs of 0.5 to 2 s: most of them see a kill."""
         self._submit_keyed(client, self._job("trace", token, rng.randint(5, 20), keyed=True), token)
         time.sleep(every_s)

@@ -63,6 +63,14 @@ QUICK = HttpLimits(
     stop_grace_s=0.5,
 )
 
+HOST = b"Host: localhost\r\n"
+UPGRADE = (
+    b"GET %b HTTP/1.1\r\n" + HOST + b"Connection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+)
+TEXT_FRAME = b"\x81\x85\x00\x00\x00\x00hello"
+CLOSE_FRAME = b"\x88\x82\x00\x00\x00\x00\x03\xe8"
+
 
 @dataclass
 class World:
@@ -80,7 +88,7 @@ class World:
 
     async def saw(self, event: str) -> None:
         with trio.fail_after(5):
-            while event not in self.events:  # noqa: ASYNC110 - handlers only append
+            while event not in self.events:
                 await trio.sleep(0.005)
 
     async def empty(self, within_s: float = 5) -> None:
@@ -88,7 +96,7 @@ class World:
         assert self.bound is not None
         load = self.bound.load
         with trio.fail_after(within_s):
-            while load.connections or load.requests or load.streams:  # noqa: ASYNC110
+            while load.connections or load.requests or load.streams:
                 await trio.sleep(0.01)
 
     async def ask(self, raw: bytes, *, within_s: float = 5) -> Answer:
@@ -199,6 +207,9 @@ def make_hot(world: World) -> tuple[HotRoute, ...]:
     async def follow(request: Request) -> Response:
         return stream_answer(ticks(world))
 
+    async def broken(request: Request) -> Response:
+        return stream_answer(breaking())
+
     async def flood(request: Request) -> Response:
         return stream_answer(zeros())
 
@@ -228,6 +239,7 @@ def make_hot(world: World) -> tuple[HotRoute, ...]:
         HotRoute("POST", "/hot/json", parsed),
         HotRoute("GET", "/hot/follow", follow),
         HotRoute("GET", "/hot/flood", flood),
+        HotRoute("GET", "/hot/broken", broken),
         HotRoute("GET", "/hot/hang", hang),
         HotRoute("GET", "/hot/wait", wait),
         HotRoute("GET", "/hot/boom", boom),
@@ -243,6 +255,11 @@ async def ticks(world: World) -> AsyncIterator[bytes]:
         yield b"last\n"
     finally:
         world.events.append("stream closed")
+
+
+async def breaking() -> AsyncIterator[bytes]:
+    yield b"first\n"
+    raise Unavailable("the node that has the log is gone")
 
 
 async def zeros() -> AsyncIterator[bytes]:
@@ -271,7 +288,7 @@ def make_app(world: World) -> QuartTrio:
     @app.post("/big/<name>")
     @app.post("/small", defaults={"name": "small"})
     @app.post("/echo", defaults={"name": "echo"})
-    async def echo(name: str) -> bytes:
+    async def echo(name: str) -> bytes | str:
         return await quart.request.get_data()
 
     @app.get("/boom")

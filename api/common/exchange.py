@@ -174,11 +174,15 @@ class Exchange:
     async def _answer_stream(self, response: Response, headers: RawHeaders) -> None:
         # Only an async generator can be closed, which a stream has to be.
         stream = cast("AsyncGenerator[bytes, None]", response.stream)
-        # The stream is closed inside the nursery: it may hold scopes of its own, which have to be
-        # left in the order in which they were entered.
-        async with trio.open_nursery() as nursery, aclosing(stream):
+        try:
             self.become_stream()
             await self.connection.write(self._begin(response.status, headers, response.length))
+        except BaseException:
+            await stream.aclose()  # it was not begun, so there is nothing to wait for
+            raise
+        # Once begun it is closed inside the nursery: it may hold scopes of its own, which have to
+        # be left in the order in which they were entered.
+        async with trio.open_nursery() as nursery, aclosing(stream):
             if self.head.method != "HEAD":
                 nursery.start_soon(self._watch_client, nursery.cancel_scope)
                 async for chunk in stream:

@@ -72,27 +72,26 @@ class Site:
     async def handle(self, connection: Connection, exchange: Exchange) -> None:
         """Answer one request. What the handler did not foresee is logged once, and is a 500."""
         try:
-            try:
-                await self._route(connection, exchange)
-            except SwarmError as refusal:
-                if exchange.status:
-                    log.warning(
-                        "an answer broke off",
-                        extra={"endpoint": exchange.endpoint, "error": refusal.message},
-                    )
-                    return
-                await exchange.answer(self.surface.envelope.answer(refusal))
+            await self._route(connection, exchange)
         except ClientGone:
             raise
         except Exception as error:
-            if isinstance(error, ExceptionGroup) and error.split(ClientGone)[1] is None:
-                raise ClientGone from None
-            log.exception(
-                "a request failed",
-                extra={"surface": self.surface.name, "endpoint": exchange.endpoint},
-            )
-            if not exchange.status:
-                await exchange.answer(self.surface.envelope.fault())
+            await self._refuse(exchange, _innermost(error))
+
+    async def _refuse(self, exchange: Exchange, error: Exception) -> None:
+        """Answer what was raised, as far as an answer is still possible."""
+        facts = {"surface": self.surface.name, "endpoint": exchange.endpoint}
+        if isinstance(error, ClientGone):
+            raise error
+        if not isinstance(error, SwarmError):
+            log.error("a request failed", exc_info=error, extra=facts)
+            answer = self.surface.envelope.fault()
+        else:
+            if exchange.status:
+                log.warning("an answer broke off", extra={**facts, "error": error.message})
+            answer = self.surface.envelope.answer(error)
+        if not exchange.status:
+            await exchange.answer(answer)
 
     async def _route(self, connection: Connection, exchange: Exchange) -> None:
         head = exchange.head
@@ -229,3 +228,14 @@ class Site:
             "state": {},
             "extensions": {},
         }
+
+
+def _innermost(error: Exception) -> Exception:
+    """What a nursery wrapped: the one error, or the client's going where that is all there is."""
+    while isinstance(error, ExceptionGroup):
+        if error.split(ClientGone)[1] is None:
+            return ClientGone()
+        if len(error.exceptions) > 1:
+            break
+        error = error.exceptions[0]
+    return error

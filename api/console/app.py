@@ -14,7 +14,7 @@ PORT = 8470
 
 def surface(
     console: Console, *, binds: tuple[str, ...], port: int, unix_path: Path | None,
-    access: Access = Access.LOOPBACK, hosts: tuple[str, ...] = (),
+    access: Access = Access.LOOPBACK, hosts: tuple[str, ...] = (), origins: tuple[str, ...] = (),
 ) -> Surface:  # fmt: skip
     return Surface(
         name=NAME,
@@ -25,5 +25,6 @@ def surface(
         unix_path=unix_path,
         access=access,
         hosts=hosts,
+        origins=origins,
         probes=frozenset({f"{API}/health"}),
     )

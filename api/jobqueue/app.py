@@ -23,6 +23,7 @@ def surface(
     port: int = PORT,
     access: Access = Access.LOOPBACK,
     hosts: tuple[str, ...] = (),
+    origins: tuple[str, ...] = (),
 ) -> Surface:
     metrics = RequestMetrics(PREFIX)
     return Surface(
@@ -34,6 +35,7 @@ def surface(
         port=port,
         access=access,
         hosts=hosts,
+        origins=origins,
         probes=frozenset({f"{API}/health"}),
         metrics=metrics,
     )

@@ -41,7 +41,7 @@ REPORTS_MAX = 100
 TIDY_EVERY_S = 0.5
 LOGS_LOOK_EVERY_S = 60.0
 LINGER_S = 0.01
-"""While more work waits here, reports are gathered this long: nobody waits for the slot."""
+"""While the slots are taken, reports are gathered this long: no job waits for them."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ class Attempts:
         self._waiting: deque[AttemptId] = deque()
         self._reports: dict[AttemptId, _Report] = {}
         self._report_wanted = trio.Event()
-        self._slot_free = trio.Event()
+        self._wanted = trio.Event()
+        self._let_go_of = trio.Event()
         self._untidy: list[Path] = []
         self._closing = False
         self.logs = AttemptLogs(root, self._is_running)
@@ -101,9 +102,9 @@ class Attempts:
         """End what runs here and wait until the swarm knows; start nothing more."""
         self._closing = True
         await self._runner.stop(None, grace_s=self._settings.grace_s)
-        while self.busy or self._reports:
-            self._slot_free = trio.Event()
-            await self._slot_free.wait()
+        while self._held.keys() - set(self._waiting):
+            self._let_go_of = trio.Event()
+            await self._let_go_of.wait()
 
     @property
     def busy(self) -> int:
@@ -159,7 +160,7 @@ class Attempts:
             ours = {duty.attempt.id for duty in duties}
             for attempt_id in [i for i in self._held if i not in ours | set(self._reports)]:
                 await self._stop(attempt_id)
-        self._slot_free.set()
+        self._wanted.set()
 
     async def _stop(self, attempt_id: AttemptId) -> None:
         held = self._held.get(attempt_id)
@@ -185,7 +186,8 @@ class Attempts:
             held = self._held[attempt_id] = _Held(duty)
             if attempt_id in standings:
                 held.running = True
-                held.started_at = now - standings[attempt_id].age_s
+                if standings[attempt_id].started_boottime_ns is not None:
+                    held.started_at = now - standings[attempt_id].age_s
                 self._repin(held)
             elif duty.attempt.status is AttemptStatus.RUNNING:
                 gone = Result(error="the runner on the node went away with it")
@@ -213,9 +215,9 @@ class Attempts:
     async def launch(self, nursery: trio.Nursery) -> None:
         while True:
             batch: list[_Held] = []
-            while self._waiting and not self._closing and self.busy < self._settings.slots:
+            while self._waiting and not self._closing:
                 held = self._held[self._waiting.popleft()]
-                held.running = True  # it has its slot from here on
+                held.running = True  # the runner's, which starts it when it has a slot
                 source = held.duty.spec.source
                 if isinstance(source, Fetch) and not self._binaries.has(source):
                     nursery.start_soon(self._start, [held])  # a fetch holds up nobody else
@@ -224,8 +226,8 @@ class Attempts:
             if batch:
                 await self._start(batch)
                 continue
-            self._slot_free = trio.Event()
-            await self._slot_free.wait()
+            self._wanted = trio.Event()
+            await self._wanted.wait()
 
     async def _start(self, batch: list[_Held]) -> None:
         fetches = [h for h in batch if isinstance(h.duty.spec.source, Fetch)]
@@ -243,6 +245,10 @@ class Attempts:
                 continue
             if held.stopping:
                 self._let_go(held.duty.attempt.id)
+                continue
+            if self._closing:
+                held.running = False
+                self._waiting.append(held.duty.attempt.id)
                 continue
             try:
                 orders.append(self._order(held))
@@ -282,7 +288,6 @@ class Attempts:
 
     async def _hear(self, batch: Iterable[Started | Ended]) -> None:
         now = trio.current_time()
-        freed = False
         for said in batch:
             attempt_id = AttemptId(said.id)
             held = self._held.get(attempt_id)
@@ -295,7 +300,6 @@ class Attempts:
                 if not held.stopping:
                     self._report(_Report(attempt_id, started_at=held.started_at))
                 continue
-            freed = True
             held.running = False
             if said.started_age_s is not None:
                 held.started_at = now - said.started_age_s
@@ -307,8 +311,6 @@ class Attempts:
             report = self._report_end(attempt_id, status_of(said), result)
             report.ended_at = now - said.ended_age_s
             report.acknowledge = True
-        if freed:
-            self._slot_free.set()
 
     async def _result(self, duty: Duty, ended: Ended) -> Result:
         directory = self.logs.directory(duty.attempt.id)
@@ -366,7 +368,7 @@ class Attempts:
     async def report(self) -> None:
         while True:
             await self._report_wanted.wait()
-            if self._waiting:
+            if self.busy >= self._settings.slots:
                 await trio.sleep(LINGER_S)
             self._report_wanted = trio.Event()
             while self._reports:
@@ -396,7 +398,7 @@ class Attempts:
             self._binaries.release(held.program)
         self.logs.ended(attempt_id)
         self._untidy.append(self.logs.directory(attempt_id))
-        self._slot_free.set()
+        self._let_go_of.set()
 
     # Keeping the disk.
 

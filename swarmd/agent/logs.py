@@ -14,7 +14,7 @@ import trio
 from swarmd.cluster.asks import LogChunk, ReadLog
 from swarmd.domain.errors import Busy, Invalid, NotFound
 from swarmd.domain.jobs import AttemptId
-from swarmd.drivers.inotify import watching
+from swarmd.drivers.inotify import Watches
 
 STREAMS = ("stdout", "stderr")
 READ_BYTES_MAX = 1024 * 1024
@@ -31,6 +31,7 @@ class AttemptLogs:
         self._running = running
         self._ends: dict[AttemptId, trio.Event] = {}
         self._readers = 0
+        self._watches = Watches()
 
     def directory(self, attempt_id: AttemptId) -> Path:
         return self._root / str(int(attempt_id))
@@ -99,7 +100,7 @@ class AttemptLogs:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(first, ended.wait)
-            with suppress(FileNotFoundError), watching(path) as watch:
+            with suppress(FileNotFoundError), self._watches.watching(path) as watch:
                 if _size(path) <= offset and self._running(attempt_id):
                     await first(watch.changed)
                 nursery.cancel_scope.cancel()

@@ -200,6 +200,9 @@ def _wait_for_end(daemon: Daemon) -> None:
 
 
 def _end(daemon: Daemon, child: subprocess.Popen[str]) -> None:
+    """In its own time, which is bounded: a second Ctrl-C must not leave the node behind."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(Refused):
         daemon.post("/api/v1/stop", {"jobs": True}, timeout_s=5.0)
     for last_word in (child.terminate, child.kill):

@@ -14,7 +14,7 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 data_dir: Decorator = click.option(
     "--data-dir",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     metavar="D",
     help="Which node: its data directory. Also SWARMD_DATA_DIR.",
 )
@@ -22,7 +22,7 @@ as_json: Decorator = click.option("--json", "as_json", is_flag=True, help="Answe
 config_file: Decorator = click.option(
     "--config",
     "config_file",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     metavar="F",
     help="A TOML file of settings. Also SWARMD_CONFIG.",
 )

@@ -38,6 +38,8 @@ def _age_s(boottime_ns: int) -> float:
 
 
 class RunnerSettings(msgspec.Struct, frozen=True):
+    slots: int | None = None
+    """So many attempts run at once; further ones wait in the runner. None: as many as it can."""
     idle_s: float = 30.0
     """How long a runner without a daemon and without attempts stays."""
     events_max: int = 4096
@@ -390,7 +392,8 @@ class RunnerClient:
             # All that is not acknowledged comes again, so nothing that waits here is of use.
             self._events.clear()
             self._taken = 0
-            hello = {"kind": "hello", "version": VERSION, "credit": self._settings.events_max}
+            hello = {"kind": "hello", "version": VERSION, "credit": self._settings.events_max,
+                     "slots": self._settings.slots}  # fmt: skip
             await stream.send_all(msgspec.json.encode(hello) + b"\n")
             data = b""
             while b"\n" not in data:

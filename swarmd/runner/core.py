@@ -55,7 +55,8 @@ class Core:
         self._privileged = os.geteuid() == 0
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         # Raising our own bound would raise the jobs'; beyond this they wait for one another.
-        self._running_max = max(8, (files - 128) // FILES_PER_ATTEMPT)
+        self._files_max = max(8, (files - 128) // FILES_PER_ATTEMPT)
+        self._running_max = self._files_max
         self._bury(now_ns)
 
     # -- requests --------------------------------------------------------------------------------
@@ -77,6 +78,10 @@ class Core:
             except ValueError as exc:
                 refused.append({"id": attempt_id, "error": str(exc)})
         return refused, known
+
+    def bound_running(self, slots: int) -> None:
+        """So many run at once from here on; what is ordered beyond waits its turn."""
+        self._running_max = min(self._files_max, slots)
 
     def _admit(self, order: Order) -> None:
         if order.id in self.journal.acked or order.id in self._acks:

@@ -222,6 +222,8 @@ class Loop:
         core = self._core
         self._daemon = connection
         connection.credit = min(CREDIT_MAX, _count(frame.get("credit")))
+        if frame.get("slots") is not None:
+            self._core.bound_running(_count(frame["slots"]))
         core.news = dict.fromkeys([*core.running, *core.journal.ended])
         connection.out += encode(
             {

@@ -5,7 +5,8 @@ is ignored, a kind that is not known is answered with an `error` frame, so that 
 runner of neighbouring versions live together across an upgrade.
 
 To the runner (`seq` comes back in the reply):
-  hello {version, credit}           takes the place of the connection before; events begin
+  hello {version, credit, slots}    takes the place of the connection before; events begin;
+                                    at most `slots` attempts run at once, further ones wait
   ping                              answered with pong, without taking anybody's place
   start {seq, orders: [order]}      reply {refused: [{id, error}], known: [standing]}
   stop {seq, ids | null, grace_ms}  reply {unknown: [id]}; null means all

@@ -201,21 +201,24 @@ def _find_job(conn: Conn, query: FindJob) -> Job | None:
 
 def _list_jobs(conn: Conn, query: ListJobs) -> list[Job]:
     """Each kind and status is a stream in order by an index of its own; SQLite merges them, so a
-    page costs what it holds and what it skips, never a sort of all that matches."""
+    page costs what it holds and what it skips, never a sort of all that matches. It is reached
+    from the end that is nearer."""
     wanted = query.wanted
-    streams = list(_streams(wanted))
-    matching = sum(_matching(conn, *_conditions(one)) for one in streams)
+    counted = [(one, _matching(conn, *_conditions(one))) for one in _streams(wanted)]
+    matching = sum(count for _, count in counted)
     limit = min(wanted.limit, max(0, matching - wanted.offset))
     if limit == 0:
         return []
     parts, values = [], []
-    for one in streams:
+    for one in (stream for stream, count in counted if count):
         where, bound = _conditions(one)
         parts.append(f"SELECT seq FROM jobs {_index(conn, one)}{where}")
         values += bound
+    older = matching - wanted.offset - limit
+    order, skip = ("DESC", wanted.offset) if wanted.offset <= older else ("ASC", older)
     # The page is found by the narrow indexes alone; rows are read for the page only.
-    page = f"{' UNION ALL '.join(parts)} ORDER BY seq DESC LIMIT ? OFFSET ?"
-    seqs = [row[0] for row in conn.execute(page, (*values, limit, wanted.offset))]
+    page = f"{' UNION ALL '.join(parts)} ORDER BY seq {order} LIMIT ? OFFSET ?"
+    seqs = [row[0] for row in conn.execute(page, (*values, limit, skip))]
     places = ",".join("?" * len(seqs))
     rows = conn.execute(f"SELECT {JOB}{FROM}WHERE j.seq IN ({places}) ORDER BY j.seq DESC", seqs)
     return [job_of(row) for row in rows]

@@ -109,6 +109,10 @@ class Store:
             conn.set_progress_handler(None, 0)
             self._idle.append(conn)
 
+    def _close_readers(self) -> None:
+        for reader in self._idle:
+            reader.close()
+
     def on_applied(self, callback: Callable[[Sequence[Applied]], None]) -> None:
         """Called on Trio's thread after each commit, before those who wait are woken."""
         self._on_applied = callback
@@ -180,8 +184,8 @@ async def open_store(path: Path, settings: StoreSettings) -> AsyncIterator[Store
                 store._stopping = True
                 store._wake.set()
                 await trio.to_thread.run_sync(thread.join)
-                for reader in store._idle:
-                    reader.close()
+                # The last to close writes the log back into the file: not on the loop.
+                await trio.to_thread.run_sync(store._close_readers)
             nursery.cancel_scope.cancel()
 
 

@@ -253,6 +253,8 @@ def test_demo_ends_with_everything_on_a_signal(tmp_path: Path) -> None:
         if "hello from" in line:
             break
     demo.send_signal(signal.SIGTERM)
+    time.sleep(0.1)
+    demo.send_signal(signal.SIGINT)  # an impatient second one changes nothing
     _, err = demo.communicate(timeout=30)
     assert demo.returncode == 0
     assert "this version has no mesh yet" in err

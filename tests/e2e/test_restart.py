@@ -1,5 +1,4 @@
-"""Stops and starts that were meant: jobs go on through them, or are handed back when that is asked.
-"""
+"""Stops and starts that were meant: jobs go on through them, or are handed back where asked."""
 
 from __future__ import annotations
 

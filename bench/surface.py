@@ -1,6 +1,6 @@
 """What a small HTTP request costs the server, in CPU: stock Hypercorn beside our surfaces.
 
-    python -m bench.http [--requests 4000]
+    python -m bench.surface [--requests 4000]
 
 Each server is a process of its own, asked by one client on one kept connection; its CPU is read
 from the kernel before and after, so the client's work is not in it.
@@ -9,8 +9,6 @@ from the kernel before and after, so the client's work is not in it.
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import socket
 import subprocess
 import sys
@@ -18,6 +16,8 @@ import time
 from pathlib import Path
 
 import trio
+
+from bench.facts import machine, table
 
 KINDS = {
     "hypercorn-asgi": "stock Hypercorn, bare ASGI",
@@ -38,16 +38,17 @@ def main() -> None:
     if given.serve:
         trio.run(serve, given.serve)
         return
-    print(f"{platform.machine()}, {os.cpu_count()} cores, CPython {platform.python_version()}")
-    print(f"{'server':<52}{'CPU us':>8}{'wall us':>9}{'p99 us':>8}")
-    for kind, title in KINDS.items():
-        cpu_us, wall_us, p99_us = measure(kind, given.requests)
-        print(f"{title:<52}{cpu_us:>8.0f}{wall_us:>9.0f}{p99_us:>8.0f}")
+    print(machine())
+    rows = [
+        (title, *(f"{us:.0f}" for us in measure(kind, given.requests)))
+        for kind, title in KINDS.items()
+    ]
+    print(table(("server", "CPU us", "wall us", "p99 us"), rows))
 
 
 def measure(kind: str, requests: int) -> tuple[float, float, float]:
     server = subprocess.Popen(
-        [sys.executable, "-m", "bench.http", "--serve", kind],
+        [sys.executable, "-m", "bench.surface", "--serve", kind],
         stdout=subprocess.PIPE,
         cwd=Path(__file__).parent.parent,
     )

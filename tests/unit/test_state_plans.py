@@ -1,0 +1,192 @@
+"""How SQLite goes about each statement of the state: by an index, never sorting a big table.
+
+A plan depends on the tables alone, since nothing ever gathers statistics: so a few rows stand here
+for millions, and no time is measured. Every rule and every query is made to speak.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator
+
+import pytest
+from msgspec.structs import replace
+
+from swarmd.domain.groups import Group, GroupKind
+from swarmd.domain.jobs import (
+    AttemptId,
+    AttemptStatus,
+    Fetch,
+    GroupId,
+    JobFilter,
+    JobId,
+    JobKind,
+    JobStatus,
+    NodeId,
+    Output,
+    Result,
+)
+from swarmd.state import commands as c
+from swarmd.state import queries as q
+from swarmd.state.machine import RULES
+from tests.unit.test_state_jobs import HOUR_MS, SHA, State
+
+SMALL = {"meta", "settings", "nodes", "counts", "totals"}
+"""Tables that do not grow with the queue: they may be read whole."""
+BOUNDED = (
+    # A page of all jobs walks the table from one end, for as far as the page is.
+    "SELECT seq FROM jobs  ORDER BY seq DESC LIMIT",
+    "SELECT seq FROM jobs  ORDER BY seq ASC LIMIT",
+    # What is settled waits for a moment only, and is read a few rows at a time.
+    "SELECT 1 FROM settled LIMIT",
+    "SELECT count(*) FROM (SELECT 1 FROM settled LIMIT",
+    "SELECT seq, completed FROM settled ORDER BY seq LIMIT 1",
+    "SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1",
+    # The groups of the hundred jobs that one entry forgets.
+    "SELECT DISTINCT group_id FROM jobs WHERE group_id IS NOT NULL AND seq IN (",
+    # What executors hold at present is sorted; the queue is not.
+    "SELECT a.id, j.id, j.type, a.node_id, a.started_at, a.deadline_at FROM attempts a",
+)
+_TABLE = re.compile(r"\b(SCAN|SEARCH) (\w+)")
+
+
+@pytest.fixture
+def spoken() -> Iterator[tuple[State, list[str]]]:
+    state = State()
+    statements: list[str] = []
+    state.conn.set_trace_callback(statements.append)
+    yield state, statements
+    state.conn.close()
+
+
+def test_no_statement_reads_or_sorts_a_big_table_whole(spoken: tuple[State, list[str]]) -> None:
+    state, statements = spoken
+    commands = live(state)
+    assert {type(command) for command in commands} == RULES.keys(), "a rule was not tried"
+    asked = ask_everything(state)
+    assert {type(query) for query in asked} == q.QUERIES.keys(), "a query was not tried"
+    state.conn.set_trace_callback(None)
+    seen = sorted({statement for statement in statements if is_plain(statement)})
+    assert len(seen) > 60
+    faults = [fault for statement in seen for fault in faults_of(state, statement)]
+    assert not faults, "\n".join(faults)
+
+
+def is_plain(statement: str) -> bool:
+    return statement.startswith(("SELECT", "INSERT", "UPDATE", "DELETE"))
+
+
+def faults_of(state: State, statement: str) -> Iterator[str]:
+    plan = [row[3] for row in state.conn.execute(f"EXPLAIN QUERY PLAN {statement}")]
+    tables = {found[2] for line in plan if (found := _TABLE.search(line))}
+    for line in plan:
+        found = _TABLE.search(line)
+        scans = found is not None and found[1] == "SCAN" and found[2] not in SMALL
+        # A partial index holds the few rows of its condition; it may be walked from end to end.
+        partial = "USING INDEX shapes_ready" in line or "USING COVERING INDEX shapes_ready" in line
+        sorts = "TEMP B-TREE" in line and not tables <= SMALL
+        if ((scans and not partial) or sorts) and not statement.startswith(BOUNDED):
+            yield f"{line}: {statement}"
+
+
+def live(state: State) -> list[object]:
+    """Every command there is, so that each branch that writes is taken."""
+    applied: list[object] = []
+    apply = state.apply
+
+    def noted(command: object, term: int = 1) -> object:
+        applied.append(command)
+        return apply(command, term)
+
+    state.apply = noted  # type: ignore[method-assign]
+    me = NodeId("n1")
+    blob = Fetch(f"blob:sha256:{SHA}", SHA)
+    state.apply(c.PutSetting("a", b"b", only_new=True))
+    state.apply(c.AddBlob(SHA, 10, me))
+    state.apply(c.CreateGroup(Group(GroupId("g"), GroupKind.BULK)))
+    state.node(slots=8)
+    state.submit("done", source=blob, idempotency_key="k", max_retries=1)
+    state.submit("done", source=blob, idempotency_key="k", max_retries=1)
+    state.submit("next", depends_on=(JobId("done"),))
+    state.submit("never", depends_on=(JobId("gone"),)) if state.submit("gone") else None
+    spec = state.job("gone").spec
+    state.apply(c.SubmitJobs((c.NewJob(JobId("of group"), spec),), GroupId("g")))
+    state.apply(c.CancelJobs((JobId("gone"), JobId("of group"))))
+    state.assign("done")
+    attempt = state.job("done").attempt_id
+    assert attempt is not None
+    state.apply(c.ReportAttempts(me, (c.AttemptReport(attempt, 5),)))
+    broken = Result(exit_code=1, stdout=Output(blob=SHA, size=10))
+    state.end("done", AttemptStatus.FAILED, broken)
+    state.now += HOUR_MS
+    state.apply(c.WakeJobs(10, 1))
+    for status in (AttemptStatus.REVOKED, AttemptStatus.LOST, AttemptStatus.COMPLETED):
+        state.assign("done")
+        state.end("done", status)
+    state.apply(c.SettleDependents(100, 1))
+    state.submit("claimed", timeout_s=1.0)
+    for ok in (None, True):
+        while (job := state.claim()) is not None and job.id != "claimed":
+            state.finish(job.id)
+        if ok is None:
+            state.apply(c.ExpireAttempts((state.job("claimed").attempt_id or AttemptId(0),), (), 1))
+        else:
+            state.finish("claimed")
+    state.apply(c.ExpireAttempts((), (AttemptId(1),), 1))
+    state.now += 100 * HOUR_MS
+    state.apply(c.PruneJobs(state.now, 100, 1))
+    state.apply(c.PruneEvents(1, 10, 1))
+    state.apply(c.DropBlobs(state.now, 10, 1))
+    for job_id in ("left", "assigned", "cancelled"):  # so that a page merges several streams
+        state.submit(job_id, source=blob)
+    state.assign("assigned")
+    state.apply(c.CancelJobs((JobId("cancelled"),)))
+    return applied
+
+
+def ask_everything(state: State) -> list[object]:
+    filters = (
+        JobFilter(kind=kind, statuses=statuses, type=type_, priority=priority, offset=offset)
+        for kind, statuses, type_, priority, offset in itertools.product(
+            (None, JobKind.BINARY),
+            ((), (JobStatus.PENDING,), (JobStatus.PENDING, JobStatus.ASSIGNED), tuple(JobStatus)),
+            (None, "t"),
+            (None, 50),
+            (0, 1000),
+        )
+    )
+    one = (
+        q.FindJob("left"), q.FindJobs(("left", "gone")), q.AnyReady(), q.AheadOf("left"),
+        q.CountJobs(JobKind.BINARY), q.ListTotals(JobKind.BINARY), q.ViewPlacement(8, 200),
+        q.ListDuties("n1"), q.ListDuties("n1", (AttemptId(1), AttemptId(2))), q.ListClaims(),
+        q.ListNodes(), q.CompletedBy(), q.UsageOf("n1"), q.GetSetting("a"), q.FindBlob(SHA),
+        q.ListEvents(0), q.GetStanding(),
+    )  # fmt: skip
+    asked: list[object] = [*map(q.ListJobs, filters), *one]
+    for query in asked:
+        state.ask(query)  # type: ignore[arg-type]
+    return asked
+
+
+def test_a_page_is_the_same_from_whichever_end_it_is_reached(
+    spoken: tuple[State, list[str]],
+) -> None:
+    state, _ = spoken
+    state.node(slots=100)
+    for number in range(30):
+        state.submit(f"j{number}", type="t" if number % 3 else "u", priority=10 * (number % 2))
+        if number % 4 == 1:
+            state.assign(f"j{number}")
+        if number % 4 == 2:
+            state.apply(c.CancelJobs((JobId(f"j{number}"),)))
+    both = (JobStatus.PENDING, JobStatus.ASSIGNED)
+    for statuses, type_, kind in itertools.product(
+        ((), both[:1], both, tuple(JobStatus)), (None, "t"), (None, JobKind.BINARY)
+    ):
+        wanted = JobFilter(kind=kind, statuses=statuses, type=type_, limit=1000)
+        whole = state.ask(q.ListJobs(wanted))
+        assert [job.seq for job in whole] == sorted((job.seq for job in whole), reverse=True)
+        for limit, offset in itertools.product((1, 4, 30), range(32)):
+            page = state.ask(q.ListJobs(replace(wanted, limit=limit, offset=offset)))
+            assert page == whole[offset : offset + limit]
