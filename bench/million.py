@@ -169,7 +169,7 @@ def steps(client: Client, count: int) -> Iterable[tuple[str, Callable[[], Any], 
     ]
     queries += [
         (f"status, offset {offset:,}", f"?status=pending&offset={offset}")
-        for offset in (1000, 100_000, count - 1000)
+        for offset in (1000, 100_000, count // 2, count - 1000)
     ]
     queries += [
         (f"type, offset {offset:,}", f"?type=type-7&offset={offset}")

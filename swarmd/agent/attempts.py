@@ -40,7 +40,7 @@ log = logging.getLogger(__name__)
 REPORTS_MAX = 100
 TIDY_EVERY_S = 0.5
 LOGS_LOOK_EVERY_S = 60.0
-LINGER_S = 0.01
+LINGER_S = 0.025
 """While the slots are taken, reports are gathered this long: no job waits for them."""
 
 

@@ -30,7 +30,7 @@ from swarmd.state.queries import PlacementView, ViewPlacement
 log = logging.getLogger(__name__)
 
 AHEAD_MAX = 64
-AHEAD_S = 0.1
+AHEAD_S = 0.2
 """A node may hold, beyond its slots, what it has lately ended within this time."""
 RATE_WINDOW_S = 0.5
 ASSIGNMENTS_MAX = 200
