@@ -1,7 +1,5 @@
 """What tests of the runner share: a real one in a directory of its own, ended afterwards."""
 
-# ruff: noqa: ASYNC110 - what is watched here are processes and files
-
 from __future__ import annotations
 
 import contextlib

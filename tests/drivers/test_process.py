@@ -1,6 +1,6 @@
 """The runner and the daemon's client of it: real processes, nothing pretended."""
 
-# ruff: noqa: ASYNC110, ASYNC240 - what is watched here are processes and files
+# ruff: noqa: ASYNC240 - what is watched here are processes and files
 
 from __future__ import annotations
 
