@@ -55,8 +55,8 @@ SUBMIT_BYTES_MAX = 1024 * 1024
 BULK_BYTES_MAX = 4 * 1024 * 1024
 REPORT_BYTES_MAX = 8 * 1024 * 1024
 """Two streams of 1 MiB, escaped, and then some: what is over is cut, not refused."""
-_SLICE = 50
-"""Objects that are translated between two chances for other requests."""
+_SLICE_S = 0.001
+"""What is translated between two chances for other requests."""
 _SLICE_CHARS = 128 * 1024
 
 OUTPUTS = frozenset({"stdout", "stderr", "error_message"})
@@ -282,9 +282,11 @@ def _query(request: Request) -> dict[str, str]:
 
 async def _in_slices(things: Iterable[T], of: Callable[[T], U]) -> AsyncIterator[U]:
     """Translate many without holding the loop for all of them."""
-    for index, thing in enumerate(things):
-        if index % _SLICE == 0:
+    until = trio.current_time() + _SLICE_S
+    for thing in things:
+        if trio.current_time() >= until:
             await trio.lowlevel.checkpoint()
+            until = trio.current_time() + _SLICE_S
         yield of(thing)
 
 

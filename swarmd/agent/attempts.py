@@ -63,6 +63,8 @@ class _Held:
     program: Path | None = None
     """A cached binary, pinned."""
     running: bool = False
+    ordered: bool = False
+    """The runner answered that it has the order."""
     stopping: bool = False
     """Taken back: its end is for the runner alone."""
 
@@ -96,6 +98,7 @@ class Attempts:
         self._let_go_of = trio.Event()
         self._untidy: list[Path] = []
         self._closing = False
+        self._runner_pid = 0
         self.logs = AttemptLogs(root, self._is_running)
 
     async def drain(self) -> None:
@@ -180,12 +183,13 @@ class Attempts:
         """Take back what the runner still runs, or has ended without anyone hearing of it."""
         duties = await self._cluster.read(ListDuties(self._cluster.node.id))
         by_id = {duty.attempt.id: duty for duty in duties}
+        self._runner_pid = await self._runner.replaced(0)
         standings = {AttemptId(s.id): s for s in await self._runner.list()}
         now = trio.current_time()
         for attempt_id, duty in by_id.items():
             held = self._held[attempt_id] = _Held(duty)
             if attempt_id in standings:
-                held.running = True
+                held.running = held.ordered = True
                 if standings[attempt_id].started_boottime_ns is not None:
                     held.started_at = now - standings[attempt_id].age_s
                 self._repin(held)
@@ -254,9 +258,32 @@ class Attempts:
                 orders.append(self._order(held))
             except (SwarmError, OSError) as error:
                 self._refuse(held, error.message if isinstance(error, SwarmError) else str(error))
-        for refusal in await self._runner.start(orders):
+        refusals = await self._runner.start(orders)
+        for order in orders:
+            if (ordered := self._held.get(AttemptId(order.id))) is not None:
+                ordered.ordered = True
+        for refusal in refusals:
             if refusal.id is not None and (refused := self._held.get(AttemptId(refusal.id))):
                 self._refuse(refused, f"failed to start: {refusal.error}")
+
+    async def hand_over_again(self) -> None:
+        """A runner that took the place of another knows what that had begun, but not what waited
+        in it for a slot."""
+        while True:
+            self._runner_pid = await self._runner.replaced(self._runner_pid)
+            known = {standing.id for standing in await self._runner.list()}
+            for attempt_id, held in list(self._held.items()):
+                if not (held.ordered and held.running) or attempt_id in known:
+                    continue
+                if held.stopping:
+                    self._let_go(attempt_id)
+                    continue
+                held.running = held.ordered = False
+                if held.program is not None:
+                    self._binaries.release(held.program)
+                    held.program = None
+                self._waiting.append(attempt_id)
+            self._wanted.set()
 
     def _order(self, held: _Held) -> AttemptOrder:
         spec, attempt_id = held.duty.spec, held.duty.attempt.id
@@ -443,6 +470,7 @@ async def open_attempts(attempts: Attempts) -> AsyncIterator[Attempts]:
         nursery.start_soon(attempts.report)
         nursery.start_soon(attempts.launch, nursery)
         nursery.start_soon(attempts.follow, nursery)
+        nursery.start_soon(attempts.hand_over_again)
         nursery.start_soon(attempts.keep_tidy)
         yield attempts
         nursery.cancel_scope.cancel()

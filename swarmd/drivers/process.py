@@ -300,6 +300,12 @@ class RunnerClient:
         while self._connection is not None:
             await self._changed.wait()
 
+    async def replaced(self, pid: int) -> int:
+        """Wait until a runner other than that one is connected; answers its pid."""
+        while self._connection is None or self._connection.facts.pid == pid:
+            await self._changed.wait()
+        return self._connection.facts.pid
+
     async def take(self) -> Events:
         """All events that are there, at least one, in order."""
         while not self._events:
