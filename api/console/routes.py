@@ -59,7 +59,7 @@ async def list_jobs(console: Console, request: Request) -> Response:
     for number, job in enumerate(found):
         if number % 50 == 49:
             await trio.lowlevel.checkpoint()
-        rows.append(JobOut.of(job, names))
+        rows.append(JobOut.of(job, names, brief=True))
     return json_answer({"jobs": rows})
 
 

@@ -196,7 +196,8 @@ class JobOut(msgspec.Struct, frozen=True):
     priority: int
     program: str | None
     binary: dict[str, str] | None
-    arguments: tuple[str, ...]
+    arguments: tuple[str, ...] | None
+    """None in a listing, which does not carry what may be large."""
     labels: dict[str, str]
     node: str | None
     exit_code: int | None
@@ -215,7 +216,10 @@ class JobOut(msgspec.Struct, frozen=True):
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, job: Job, names: dict[str, str], texts: tuple[str, str] | None = None) -> Self:
+    def of(
+        cls, job: Job, names: dict[str, str], texts: tuple[str, str] | None = None,
+        *, brief: bool = False,
+    ) -> Self:  # fmt: skip
         """`names` maps the ids of nodes to their names."""
         source = job.spec.source
         over = job.started_at is not None and job.ended_at is not None
@@ -229,7 +233,7 @@ class JobOut(msgspec.Struct, frozen=True):
             binary=(
                 {"url": source.url, "sha256": source.sha256} if isinstance(source, Fetch) else None
             ),
-            arguments=job.spec.arguments,
+            arguments=None if brief else job.spec.arguments,
             labels=job.spec.labels,
             node=names.get(job.node_id, job.node_id) if job.node_id else None,
             exit_code=job.result.exit_code if job.result else None,

@@ -100,7 +100,7 @@ async def find(cluster: Cluster, job_id: str) -> Job:
 
 
 async def list_jobs(cluster: Cluster, wanted: JobFilter) -> list[Job]:
-    """Newest first, without attempts and results."""
+    """Newest first, without attempts, results, arguments and environment."""
     return await cluster.read(ListJobs(wanted))
 
 

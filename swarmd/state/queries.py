@@ -32,9 +32,9 @@ from swarmd.state.rows import (
     JOB,
     Shape,
     attempt_of,
+    brief_of,
     decode_shape,
     decode_spec,
-    job_of,
     load_attempts,
     load_job,
     load_result,
@@ -63,7 +63,7 @@ class FindJobs(Query["tuple[Job | None, ...]"], frozen=True):
 
 
 class ListJobs(Query["list[Job]"], frozen=True):
-    """Newest first, without results and attempts."""
+    """Newest first, without results and attempts, arguments and environment."""
 
     wanted: JobFilter
 
@@ -221,7 +221,7 @@ def _list_jobs(conn: Conn, query: ListJobs) -> list[Job]:
     seqs = [row[0] for row in conn.execute(page, (*values, limit, skip))]
     places = ",".join("?" * len(seqs))
     rows = conn.execute(f"SELECT {JOB}{FROM}WHERE j.seq IN ({places}) ORDER BY j.seq DESC", seqs)
-    return [job_of(row) for row in rows]
+    return [brief_of(row) for row in rows]
 
 
 def _streams(wanted: JobFilter) -> Iterator[JobFilter]:

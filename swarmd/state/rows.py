@@ -8,6 +8,7 @@ from sqlite3 import Cursor
 from typing import Any
 
 import msgspec
+from msgspec import structs
 
 from swarmd.domain.jobs import (
     Attempt,
@@ -21,8 +22,10 @@ from swarmd.domain.jobs import (
     JobSpec,
     JobStatus,
     NodeId,
+    Priority,
     Resources,
     Result,
+    Source,
 )
 
 Execute = Callable[..., Cursor]
@@ -55,7 +58,7 @@ class Shape(msgspec.Struct, frozen=True, omit_defaults=True):
 decode_shape = msgspec.msgpack.Decoder(Shape).decode
 
 
-def job_of(row: tuple[Any, ...], result: Result | None = None) -> Job:
+def job_of(row: tuple[Any, ...], spec: JobSpec | None = None) -> Job:
     return Job(
         seq=row[0],
         id=JobId(row[1]),
@@ -73,9 +76,27 @@ def job_of(row: tuple[Any, ...], result: Result | None = None) -> Job:
         failures=row[13],
         recoveries=row[14],
         error=row[15],
-        spec=decode_spec(row[16]),
-        result=result,
+        spec=decode_spec(row[16]) if spec is None else spec,
     )
+
+
+class _Brief(msgspec.Struct, frozen=True):
+    """What a listing shows of a spec. The decoder passes over the rest, which may be large."""
+
+    type: str
+    source: Source
+    priority: int = Priority.BACKGROUND
+    labels: dict[str, str] = {}
+    kind: JobKind = JobKind.BINARY
+    namespace: str = "default"
+
+
+_decode_brief = msgspec.msgpack.Decoder(_Brief).decode
+
+
+def brief_of(row: tuple[Any, ...]) -> Job:
+    """A job for a listing: its spec without arguments, environment and the like."""
+    return job_of(row, spec=JobSpec(**structs.asdict(_decode_brief(row[16]))))
 
 
 def load_job(execute: Execute, job_id: str) -> Job | None:
