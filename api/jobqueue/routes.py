@@ -16,7 +16,15 @@ import trio
 from api.common.bodies import read_json, read_json_array
 from api.common.metrics import RequestMetrics
 from api.common.streams import shielded, stream_answer
-from api.common.surface import Handler, HotRoute, Request, Response, json_answer
+from api.common.surface import (
+    JSON,
+    Handler,
+    HotRoute,
+    Request,
+    Response,
+    encode_json,
+    json_answer,
+)
 from api.jobqueue.envelope import ENVELOPE
 from api.jobqueue.following import tail
 from api.jobqueue.metrics import exposition
@@ -58,6 +66,7 @@ REPORT_BYTES_MAX = 8 * 1024 * 1024
 _SLICE_S = 0.001
 """What is translated between two chances for other requests."""
 _SLICE_CHARS = 128 * 1024
+_STDOUT_HERE, _STDERR_HERE = rb'"\u0000stdout"', rb'"\u0000stderr"'
 
 OUTPUTS = frozenset({"stdout", "stderr", "error_message"})
 """Members that nobody executes: they may hold any character, NUL too."""
@@ -258,22 +267,34 @@ async def _details(queue: Queue, job: Job) -> Response:
     """What a job wrote is known once it has ended; a part of a try that failed before is not it."""
     ours = any(not attempt.external for attempt in job.attempts)
     names = await swarm.node_names(queue.cluster) if ours else {}
-    stdout = stderr = None
-    if job.result is not None and job.status.ended:
-        stdout = await _long_text(await outputs.output_text(queue.cluster, job.result.stdout))
-        stderr = await _long_text(await outputs.output_text(queue.cluster, job.result.stderr))
-    return json_answer(Details.of(job, names, stdout, stderr))
+    if job.result is None or not job.status.ended:
+        return json_answer(Details.of(job, names, None, None))
+    stdout = await outputs.output_text(queue.cluster, job.result.stdout)
+    stderr = await outputs.output_text(queue.cluster, job.result.stderr)
+    if len(stdout) + len(stderr) <= _SLICE_CHARS:
+        return json_answer(Details.of(job, names, stdout, stderr))
+    # Megabytes as one piece of JSON would hold the loop: the texts are encoded a slice at a time
+    # and sent in the places that were left for them. No text but these may hold a NUL character.
+    marks = msgspec.Raw(_STDOUT_HERE), msgspec.Raw(_STDERR_HERE)
+    shell = encode_json(Details.of(job, names, *marks))
+    head, _, rest = shell.partition(_STDOUT_HERE)
+    middle, _, tail_ = rest.partition(_STDERR_HERE)
+    parts = [head, *await _json_slices(stdout), middle, *await _json_slices(stderr), tail_]
+    return stream_answer(_each(parts), content_type=JSON, length=sum(map(len, parts)))
 
 
-async def _long_text(text: str) -> str | msgspec.Raw:
-    """A text that would hold the loop as a whole, as JSON that was made a slice at a time."""
-    if len(text) <= _SLICE_CHARS:
-        return text
-    parts = []
+async def _json_slices(text: str) -> list[bytes]:
+    """A text as JSON, in pieces."""
+    pieces = [b'"']
     for start in range(0, len(text), _SLICE_CHARS):
-        parts.append(msgspec.json.encode(text[start : start + _SLICE_CHARS])[1:-1])
+        pieces.append(msgspec.json.encode(text[start : start + _SLICE_CHARS])[1:-1])
         await trio.lowlevel.checkpoint()
-    return msgspec.Raw(b'"' + b"".join(parts) + b'"')
+    return [*pieces, b'"']
+
+
+async def _each(parts: list[bytes]) -> AsyncIterator[bytes]:
+    for part in parts:
+        yield part
 
 
 def _query(request: Request) -> dict[str, str]:
