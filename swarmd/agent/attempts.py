@@ -6,6 +6,7 @@ that neither a crash of this daemon nor one of the swarm's loses or repeats it."
 from __future__ import annotations
 
 import logging
+import shutil
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 
 REPORTS_MAX = 100
 TIDY_EVERY_S = 0.5
+SPARES_MAX = 256
 LOGS_LOOK_EVERY_S = 60.0
 LINGER_S = 0.025
 """While the slots are taken, reports are gathered this long: no job waits for them."""
@@ -97,6 +99,8 @@ class Attempts:
         self._wanted = trio.Event()
         self._let_go_of = trio.Event()
         self._untidy: list[Path] = []
+        self._spares_dir = root / "spare"
+        self._spares: list[Path] = []
         self._closing = False
         self._runner_pid = 0
         self.logs = AttemptLogs(root, self._is_running)
@@ -298,10 +302,16 @@ class Attempts:
         else:
             program = str(held.program)
         settings = self._settings
+        reuse = self._spares.pop() if self._spares and not self._links else None
         return order_of(
-            held.duty, program, directory, settings.account, grace_s=settings.grace_s,
+            held.duty,
+            program,
+            directory,
+            settings.account,
+            grace_s=settings.grace_s,
             log_bytes_max=settings.log_bytes_max,
-        )  # fmt: skip
+            reuse=reuse,
+        )
 
     def _refuse(self, held: _Held, message: str) -> None:
         held.running = False
@@ -431,6 +441,7 @@ class Attempts:
 
     async def keep_tidy(self) -> None:
         """Directories of ended attempts are put in order some at a time, off the loop."""
+        await trio.to_thread.run_sync(_empty, self._spares_dir)
         next_look = trio.current_time()
         while True:
             if trio.current_time() >= next_look:
@@ -440,7 +451,10 @@ class Attempts:
                 await trio.to_thread.run_sync(self.logs.forget_oldest, bytes_max, keep)
             if self._untidy:
                 directories, self._untidy = self._untidy, []
-                await trio.to_thread.run_sync(tidy, directories)
+                room = SPARES_MAX - len(self._spares)
+                self._spares += await trio.to_thread.run_sync(
+                    tidy, directories, self._spares_dir, room
+                )
             await trio.sleep(TIDY_EVERY_S)
 
 
@@ -455,6 +469,12 @@ def _read_small(path: Path, hole: tuple[int, int] | None) -> bytes | None:
     except OSError:
         return b""
     return None if len(data) > INLINE_BYTES_MAX else data
+
+
+def _empty(directory: Path) -> None:
+    """What an earlier daemon put aside is not known to be as good as new."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(mode=0o700)
 
 
 def _age_ms(now: float, at: float | None) -> int | None:

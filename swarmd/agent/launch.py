@@ -75,6 +75,7 @@ def reachable(directory: Path, account: Account) -> bool:
 def order_of(
     duty: Duty, program: str, directory: Path, account: Account, *, grace_s: float,
     log_bytes_max: int,
+    reuse: Path | None,
 ) -> AttemptOrder:  # fmt: skip
     """The environment is the job's alone, plus PATH, HOME and the devices it was granted."""
     spec, attempt = duty.spec, duty.attempt
@@ -86,6 +87,7 @@ def order_of(
     return AttemptOrder(
         id=attempt.id,
         dir=str(directory),
+        reuse=None if reuse is None else str(reuse),
         argv=(program, *spec.arguments),
         env=env,
         uid=account.uid,

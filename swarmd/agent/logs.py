@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -73,8 +74,8 @@ class AttemptLogs:
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except FileNotFoundError:
-            if running:
-                return b"", offset  # assigned, but not started yet
+            if running or path.parent.is_dir():
+                return b"", offset  # not started yet, or nothing printed there
             raise NotFound("this node has no log of that attempt", path=path.name) from None
         try:
             start = offset
@@ -91,7 +92,7 @@ class AttemptLogs:
             os.close(fd)
 
     async def _change(self, path: Path, attempt_id: AttemptId, offset: int) -> None:
-        """Wait until the file grew or the attempt ended."""
+        """Wait until the file grew, or appeared, or the attempt ended."""
         ended = self._ends.setdefault(attempt_id, trio.Event())
         async with trio.open_nursery() as nursery:
 
@@ -100,8 +101,13 @@ class AttemptLogs:
                 nursery.cancel_scope.cancel()
 
             nursery.start_soon(first, ended.wait)
-            with suppress(FileNotFoundError), self._watches.watching(path) as watch:
-                if _size(path) <= offset and self._running(attempt_id):
+            # The directory is made when the attempt is started, the file with its first byte.
+            made = next((at for at in (path.parent, path) if not at.exists()), None)
+            watches = self._watches
+            watching = watches.watching(path) if made is None else watches.appearing(made)
+            with suppress(FileNotFoundError), watching as watch:
+                news = _size(path) > offset if made is None else made.exists()
+                if not news and self._running(attempt_id):
                     await first(watch.changed)
                 nursery.cancel_scope.cancel()
 
@@ -136,19 +142,36 @@ def _disk_bytes(directory: Path) -> int:
     return total
 
 
-def tidy(directories: Iterable[Path]) -> None:
-    """The working directory goes with its attempt; logs stay, unless there is nothing in them.
-    Blocks: in a thread."""
+def tidy(directories: Iterable[Path], spares: Path, room: int) -> list[Path]:
+    """The working directory goes with its attempt, logs stay. Directories that nothing was left in
+    are put aside for attempts to come, as many as there is room for; answers those. Blocks: in a
+    thread."""
+    kept: list[Path] = []
     for directory in directories:
         with suppress(OSError):
             (directory / "program").unlink()
+        if len(kept) < room and _as_new(directory):
+            with suppress(OSError):
+                kept.append(directory.rename(spares / directory.name))
+                continue
         try:
             (directory / "work").rmdir()
         except OSError:
             shutil.rmtree(directory / "work", ignore_errors=True)
-        with suppress(OSError):
-            paths = [directory / stream for stream in STREAMS]
-            if not any(map(_size, paths)):
-                for path in paths:
-                    path.unlink()
-                directory.rmdir()
+        with suppress(OSError):  # a log is made with its first byte, and then stays
+            directory.rmdir()
+    return kept
+
+
+def _as_new(directory: Path) -> bool:
+    """Nothing tells of the attempt that had it: no file, no attribute, no access list."""
+    work = directory / "work"
+    try:
+        return (
+            stat.S_ISDIR(work.lstat().st_mode)
+            and not any(entry.name != "work" for entry in os.scandir(directory))
+            and not any(os.scandir(work))
+            and not os.listxattr(work, follow_symlinks=False)
+        )
+    except OSError:
+        return False
