@@ -24,7 +24,7 @@ from bench.facts import cpu_ms, machine, percentile, table
 from tests.daemon import Daemon, runner_pids, start_daemon
 
 TRUE = Path("/bin/true")
-LIMITS = {"cpus": 0.5, "memory_bytes": 256 * 2**20, "pids": 64}
+LIMITS = {"cpus": 0.1, "memory_bytes": 64 * 2**20, "pids": 64}
 
 
 class Client:

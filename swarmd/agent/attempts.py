@@ -43,7 +43,7 @@ TIDY_EVERY_S = 0.5
 SPARES_MAX = 256
 LOGS_LOOK_EVERY_S = 60.0
 LINGER_S = 0.025
-"""While the slots are taken, reports are gathered this long: no job waits for them."""
+"""While more wait for the slots, reports are gathered this long: no job waits for them."""
 
 
 @dataclass(frozen=True)
@@ -405,7 +405,7 @@ class Attempts:
     async def report(self) -> None:
         while True:
             await self._report_wanted.wait()
-            if self.busy >= self._settings.slots:
+            if self.busy > self._settings.slots:
                 await trio.sleep(LINGER_S)
             self._report_wanted = trio.Event()
             while self._reports:

@@ -51,13 +51,13 @@ def plan(view: PlacementView, ahead: dict[NodeId, int]) -> list[Assignment]:
 
 def _choose(rooms: list[_Room], shape: Shape) -> _Room | None:
     """The node with the most idle slots; when none is idle, one that may hold more ahead. Work
-    that needs something exclusive is never queued ahead: it would hold what it does not use."""
+    that needs a device is never queued ahead: it would hold what nobody else can use meanwhile."""
     need = shape.resources
     open_rooms = [r for r in rooms if not shortages(r.node, r.used, need)]
     idle = [r for r in open_rooms if r.idle_slots > 0]
     if idle:
         return max(idle, key=lambda r: (r.idle_slots, r.node.name))
-    if need.gpus or need.cpus or need.memory_bytes:
+    if need.gpus:
         return None
     spare = [r for r in open_rooms if r.idle_slots + r.ahead > 0]
     return max(spare, key=lambda r: (r.idle_slots + r.ahead, r.node.name)) if spare else None

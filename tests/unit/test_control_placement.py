@@ -80,9 +80,9 @@ def test_memory_and_cpus_are_not_given_twice() -> None:
 
 
 def test_a_node_that_is_quick_may_hold_more_but_nothing_exclusive() -> None:
-    shapes = [shape(), shape(gpus=1), shape(cpus=0.5)]
-    found = placed(view([node("a", 1)], shapes, [0, 0, 0, 1, 2]), {"a": 2})
-    assert found == [("j0", "a"), ("j1", "a"), ("j2", "a")]
+    shapes = [shape(), shape(gpus=1), shape(cpus=1.5)]
+    found = placed(view([node("a", 1)], shapes, [0, 1, 2, 2, 2, 0]), {"a": 3})
+    assert found == [("j0", "a"), ("j2", "a"), ("j3", "a"), ("j5", "a")]
 
 
 def test_an_idle_slot_elsewhere_goes_before_a_place_in_a_quick_nodes_line() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import resource
 import subprocess
 import sys
 import time
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 
 from swarmd.runner import cgroups, outputs
 from swarmd.runner.orders import Order
+from swarmd.runner.outputs import Output
 from swarmd.runner.spans import SPANS_MAX, Spans
 from swarmd.runner.wire import FRAME_BYTES_MAX, BrokenFrameError, Decoder, encode
 
@@ -80,20 +82,65 @@ def test_a_file_is_cut_at_its_offsets_where_no_hole_can_be_punched(
     def refuse(*_: int) -> None:
         raise OSError(errno.EOPNOTSUPP, "no holes here")
 
+    size_max = 256 * 1024
     path = tmp_path / "stdout"
     data = os.urandom(3_000_000)
     for punch in (outputs.punch_hole, refuse):
         monkeypatch.setattr(outputs, "punch_hole", punch)
-        path.write_bytes(data)
-        cut = outputs.keep_bound(str(path), 1_000_000, None)
+        output = Output(str(tmp_path), "stdout", size_max)
+        for at in range(0, len(data), 50_000):
+            os.write(output.job_end, data[at : at + 50_000])
+            while output.take() > 0:
+                assert path.stat().st_blocks * 512 <= size_max
+        output.close()
+        assert output.size == len(data) and not output.trouble
+        cut = output.cut
         assert cut is not None
         now = path.read_bytes()
         assert len(now) == len(data)
         assert now[: cut[0]] == data[: cut[0]] and now[cut[1] :] == data[cut[1] :]
         assert not any(now[cut[0] : cut[1]])
-        assert path.stat().st_blocks * 512 <= 1_000_000
-        assert outputs.keep_bound(str(path), 1_000_000, cut) == cut
-    assert [p.name for p in tmp_path.iterdir()] == ["stdout"]
+        assert path.stat().st_blocks * 512 <= size_max
+        assert [p.name for p in tmp_path.iterdir()] == ["stdout"]
+        path.unlink()
+
+
+def test_what_finds_no_room_is_dropped_and_told(tmp_path: Path) -> None:
+    """The bound on a file's size stands for a full disk: both are told by write and splice."""
+    output = Output(str(tmp_path), "stderr", None)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        for _ in range(5):
+            os.write(output.job_end, b"x" * 60_000)
+            while output.take() > 0:
+                pass
+        os.write(output.job_end, b"x")
+        output.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (tmp_path / "stderr").stat().st_size == output.size == 100_000
+    assert output.trouble == "stderr is not kept beyond byte 100000: File too large"
+
+
+def test_an_output_that_stays_empty_makes_no_file(tmp_path: Path) -> None:
+    output = Output(str(tmp_path), "stdout", None)
+    assert output.take() == -1
+    output.close_job_end()
+    assert output.take() == 0
+    output.close()
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_pipe_that_others_hold_is_let_go(tmp_path: Path) -> None:
+    output = Output(str(tmp_path), "stdout", None)
+    held = os.dup(output.job_end)
+    os.write(held, b"last")
+    output.close()
+    with pytest.raises(BrokenPipeError):
+        os.write(held, b"too late")
+    os.close(held)
+    assert (tmp_path / "stdout").read_bytes() == b"last"
 
 
 def test_a_cgroup_is_found_below_a_mount_that_shows_a_part(tmp_path: Path) -> None:
