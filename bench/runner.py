@@ -5,6 +5,7 @@ posix_spawn in the same run. `python bench/runner.py [JOBS]`; as root it also me
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import platform
 import resource
@@ -20,13 +21,17 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from swarmd.drivers.process import AttemptOrder, Ended, RunnerClient, RunnerSettings, open_runner
 
 PROGRAM = "/bin/true"
+CHUNKS = 4
+"""The least of these counts: what else the machine does can only make it more."""
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 
 
 def cpu_s(pid: int) -> float:
-    """User and system time of a process and of the children it has reaped."""
+    """User and system time of a process, of the children it has reaped, and the same of those
+    that it has now: the runner's launchers."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return sum(map(int, fields[11:15])) / TICKS_PER_S
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return sum(map(int, fields[11:15])) / TICKS_PER_S + sum(cpu_s(int(i)) for i in children)
 
 
 def resident_mib(pid: int) -> float:
@@ -40,10 +45,13 @@ def own_cpu_s() -> float:
 
 def bare(jobs: int) -> tuple[float, float]:
     gc.freeze()
-    begun_s, begun_cpu_s = time.perf_counter(), own_cpu_s()
-    for _ in range(jobs):
-        os.waitpid(os.posix_spawn(PROGRAM, [PROGRAM], {}, setsid=True), 0)
-    return own_cpu_s() - begun_cpu_s, time.perf_counter() - begun_s
+    found = []
+    for _ in range(CHUNKS):
+        begun_s, begun_cpu_s = time.perf_counter(), own_cpu_s()
+        for _ in range(jobs):
+            os.waitpid(os.posix_spawn(PROGRAM, [PROGRAM], {}, setsid=True), 0)
+        found.append((own_cpu_s() - begun_cpu_s, time.perf_counter() - begun_s))
+    return min(found)
 
 
 async def through_runner(client: RunnerClient, orders: list[AttemptOrder]) -> tuple[float, float]:
@@ -65,7 +73,8 @@ def show(name: str, jobs: int, cost: tuple[float, float]) -> None:
 
 async def main(jobs: int, folder: Path) -> None:
     print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}")
-    print(f"{jobs} jobs of {PROGRAM}\n{'':44}{'CPU-ms/job':>10}{'wall-ms/job':>12}{'jobs/s':>10}")
+    print(f"the least of {CHUNKS} times {jobs} jobs of {PROGRAM}")
+    print(f"{'':44}{'CPU-ms/job':>10}{'wall-ms/job':>12}{'jobs/s':>10}")
     show("bare posix_spawn, one after another", jobs, bare(jobs))
     async with open_runner(folder, RunnerSettings(idle_s=1)) as client:
         kinds: dict[str, dict[str, int]] = {"runner, own account": {}}
@@ -76,12 +85,16 @@ async def main(jobs: int, folder: Path) -> None:
             kinds["runner, another account, three limits"] = account | limits
         else:
             kinds["runner, three limits"] = limits
-        for number, (name, more) in enumerate(kinds.items(), 1):
-            orders = [
-                AttemptOrder(id=i, dir=str(folder / f"attempt-{i}"), argv=(PROGRAM,), **more)
-                for i in range(number * 1_000_000, number * 1_000_000 + jobs)
-            ]
-            show(name, jobs, await through_runner(client, orders))
+        numbers = itertools.count(1)
+        for name, more in kinds.items():
+            found = []
+            for _ in range(CHUNKS):
+                orders = [
+                    AttemptOrder(id=i, dir=str(folder / f"attempt-{i}"), argv=(PROGRAM,), **more)
+                    for i in itertools.islice(numbers, jobs)
+                ]
+                found.append(await through_runner(client, orders))
+            show(name, jobs, min(found))
         print(f"tracking by {client.facts.tracking}, limits enforced: {client.facts.enforces}")
         print(f"runner's resident memory: {resident_mib(client.facts.pid):.1f} MiB")
         await client.quit(jobs=True)

@@ -11,28 +11,32 @@ import os
 import struct
 import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import trio
 
 _IN_MODIFY, _IN_CLOSE_WRITE, _IN_DELETE_SELF = 0x2, 0x8, 0x400
-_MASK = _IN_MODIFY | _IN_CLOSE_WRITE | _IN_DELETE_SELF
+_IN_MOVED_TO, _IN_CREATE, _IN_ONLYDIR = 0x80, 0x100, 0x1000000
+_CHANGES = _IN_MODIFY | _IN_CLOSE_WRITE | _IN_DELETE_SELF
+_ENTRIES = _IN_MOVED_TO | _IN_CREATE | _IN_DELETE_SELF | _IN_ONLYDIR
 _EVENT = struct.Struct("=iIII")
 _OVERFLOW = -1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Watch:
-    def __init__(self, watches: Watches) -> None:
+    def __init__(self, watches: Watches, name: bytes) -> None:
         self._watches = watches
+        self.name = name
+        """In a watched directory, the one entry that matters."""
         self.fired = False
         self.wake = trio.Event()
         """Fired, or nobody reads any more."""
 
     async def changed(self) -> None:
-        """Wait until the file was written to, closed or removed since the last time. It may also
-        return for no reason."""
+        """Wait until the file was written to, closed or removed since the last time, or the entry
+        has appeared. It may also return for no reason."""
         await self._watches.wait(self)
         self.fired = False
 
@@ -43,17 +47,24 @@ class Watches:
         self._by_number: dict[int, set[Watch]] = {}
         self._reading = False
 
-    @contextmanager
-    def watching(self, path: Path) -> Iterator[Watch]:
+    def watching(self, path: Path) -> AbstractContextManager[Watch]:
         """FileNotFoundError where there is no such file; OSError where the kernel has no watch
         left."""
+        return self._watching(path, _CHANGES, b"")
+
+    def appearing(self, path: Path) -> AbstractContextManager[Watch]:
+        """Wait for a file to be made. FileNotFoundError where its directory is not there either."""
+        return self._watching(path.parent, _ENTRIES, os.fsencode(path.name))
+
+    @contextmanager
+    def _watching(self, path: Path, mask: int, name: bytes) -> Iterator[Watch]:
         if self._fd < 0:
             self._open()
-        number = _libc.inotify_add_watch(self._fd, os.fsencode(path), _MASK)
+        number = _libc.inotify_add_watch(self._fd, os.fsencode(path), mask)
         if number < 0:
             code = ctypes.get_errno()
             raise OSError(code, os.strerror(code), str(path))
-        watch = Watch(self)
+        watch = Watch(self, name)
         watchers = self._by_number.setdefault(number, set())
         watchers.add(watch)
         try:
@@ -98,11 +109,15 @@ class Watches:
         at = 0
         while at < len(data):
             number, _, _, name_bytes = _EVENT.unpack_from(data, at)
-            at += _EVENT.size + name_bytes
+            at += _EVENT.size
+            name = data[at : at + name_bytes].rstrip(b"\0")
+            at += name_bytes
             told = self._by_number.values() if number == _OVERFLOW else (
                 self._by_number.get(number, set()),
             )  # fmt: skip
             for watchers in told:
                 for watch in watchers:
+                    if name and watch.name and name != watch.name:
+                        continue
                     watch.fired = True
                     watch.wake.set()

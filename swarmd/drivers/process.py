@@ -54,6 +54,8 @@ class AttemptOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     id: int
     dir: str
     argv: tuple[str, ...]
+    reuse: str | None = None
+    """The directory of an ended attempt, as good as new, to be renamed to `dir`."""
     env: dict[str, str] = {}
     uid: int | None = None
     gid: int | None = None

@@ -14,7 +14,7 @@ from typing import Any
 from swarmd.runner import trees
 from swarmd.runner.cgroups import Group
 from swarmd.runner.orders import Order
-from swarmd.runner.outputs import Cut, keep_bound
+from swarmd.runner.outputs import Output
 from swarmd.runner.wire import dumps
 
 CLEAR_S_MAX = 10
@@ -23,8 +23,8 @@ NS_PER_MS = 1_000_000
 
 class Attempt:
     __slots__ = (
-        "clear_by_ns", "cuts", "error", "group", "kill_ns", "lease_ns", "notes", "oom_kills",
-        "order", "pid", "reason", "started_ns", "status", "tag", "timeout_ns", "usage",
+        "clear_by_ns", "error", "group", "kill_ns", "lease_ns", "notes", "oom_kills", "order",
+        "outputs", "pid", "reason", "started_ns", "status", "tag", "timeout_ns", "usage",
     )  # fmt: skip
 
     def __init__(self, order: Order, tag: str, now_ns: int) -> None:
@@ -41,7 +41,7 @@ class Attempt:
         """As wait told it, once the first process is gone."""
         self.usage: Any = None
         self.oom_kills = 0
-        self.cuts: dict[str, Cut] = {}
+        self.outputs: list[Output] = []
         self.kill_ns: int | None = None
         self.clear_by_ns: int | None = None
         self.timeout_ns: int | None = None
@@ -68,6 +68,15 @@ class Attempt:
         self.kill_ns = kill_ns
         if grace_ms:
             self._signal(signal.SIGTERM)
+
+    def of_its_group(self, pid: int) -> bool:
+        """Whether a process, dead and unreaped perhaps, is in its tracking group."""
+        if self.group is None:
+            return False
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/cgroup", encoding="utf-8") as file:
+            name = "/" + "/".join(self.group.paths[0].rsplit("/", 2)[1:])
+            return any(line.startswith("0::") and line.rstrip("\n").endswith(name) for line in file)
+        return False
 
     def empty(self, mains: dict[int, Attempt]) -> bool:
         if self.group is not None:
@@ -104,22 +113,6 @@ class Attempt:
         }
         return trees.with_descendants(processes, roots)
 
-    def bound_outputs(self) -> None:
-        """Keep what it printed under its bound; a file that cannot be kept so is told once."""
-        if self.order.log_bytes_max is None:
-            return
-        for name in ("stdout", "stderr"):
-            path = f"{self.order.dir}/{name}"
-            try:
-                cut = keep_bound(path, self.order.log_bytes_max, self.cuts.get(name))
-            except FileNotFoundError:
-                continue
-            except OSError as exc:
-                self.note(f"{name} could not be kept under its bound: {exc.strerror}")
-                continue
-            if cut is not None:
-                self.cuts[name] = cut
-
     def note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
@@ -144,13 +137,13 @@ class Attempt:
             # The kernel counts in what the process was before its exec, which is a copy of us.
             if self.usage.ru_maxrss > resource.getrusage(resource.RUSAGE_SELF).ru_maxrss:
                 end["max_rss_bytes"] = self.usage.ru_maxrss * 1024
-        for name in ("stdout", "stderr"):
-            with contextlib.suppress(OSError):
-                size = os.stat(f"{self.order.dir}/{name}", follow_symlinks=False).st_size
-                if size:
-                    end[f"{name}_size"] = size
-            if name in self.cuts:
-                end[f"{name}_cut"] = self.cuts[name]
+        for output in self.outputs:
+            if output.size:
+                end[f"{output.name}_size"] = output.size
+            if output.cut:
+                end[f"{output.name}_cut"] = output.cut
+            if output.trouble:
+                self.note(output.trouble)
         if self.notes:
             end["notes"] = self.notes
         return dumps(end)

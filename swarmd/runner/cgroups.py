@@ -191,6 +191,10 @@ class Cgroups:
     def visit(self, group: Group) -> None:
         os.write(group.enter[0], b"0")
 
+    def send(self, pid: int, group: Group | None) -> None:
+        """Move a process of ours into a tracking group, or back home."""
+        os.write(self._home if group is None else group.enter[0], b"%d" % pid)
+
     def leave(self, group: Group) -> None:
         """Step back home. Where that fails, this group must never be killed: we sit in it."""
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
+import select
 import signal
 from itertools import islice
 from typing import Any
@@ -18,21 +19,37 @@ from swarmd.runner import trees
 from swarmd.runner.attempts import CLEAR_S_MAX, NS_PER_MS, Attempt, end_unstarted
 from swarmd.runner.cgroups import Cgroups
 from swarmd.runner.journal import Began, Journal
+from swarmd.runner.launchers import (
+    LAUNCHERS_MAX,
+    PAUSE_NS,
+    Account,
+    Launcher,
+    LauncherLostError,
+    unreaped,
+)  # fmt: skip
 from swarmd.runner.orders import Order
-from swarmd.runner.spawn import Spawner
+from swarmd.runner.outputs import Output
+from swarmd.runner.spawn import Spawner, request_of
 
-TICK_NS = 250 * NS_PER_MS
+STRAYS_TICK_NS = 250 * NS_PER_MS
+TICK_NS = 10_000 * NS_PER_MS
+"""A look at everything though nothing is due, as a last resort."""
 CLEAR_TICK_NS = 10 * NS_PER_MS
 JOURNAL_RETRY_NS = 1000 * NS_PER_MS
 STARTS_PER_TURN = 8
 HELD_MAX = 8192
-FILES_PER_ATTEMPT = 5
+FILES_PER_ATTEMPT = 9
+"""Two pipes and their files, and of its cgroups the ways in and the events."""
+FILES_SPARE = 300
+"""Connections, the pool of groups, and whatever is open for an instant."""
 KNOWN_MAX = 16_384
-_FILES = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
+PAUSED_MAX = 1024
 
 
 class Core:
-    def __init__(self, journal: Journal, cgroups: Cgroups, now_ns: int) -> None:
+    def __init__(
+        self, journal: Journal, cgroups: Cgroups, epoll: select.epoll, now_ns: int
+    ) -> None:
         self.journal = journal
         self.cgroups = cgroups
         self.waiting: dict[int, Order] = {}
@@ -42,20 +59,29 @@ class Core:
         self.draining = False
         """Nothing more is started; the process ends when nothing runs."""
         self.trouble = journal.damage
+        self.outputs: dict[int, Output] = {}
+        """By the pipe that the loop's epoll watches."""
+        self._epoll = epoll
         self._spawner = Spawner()
         self._mains: dict[int, Attempt] = {}
         self._clearing: dict[int, Attempt] = {}
+        self.launchers: dict[int, Launcher] = {}
+        """By the socket that the loop's epoll watches."""
+        self._launchers: dict[Account, Launcher] = {}
+        self._paused_ns: dict[Account, int] = {}
+        self._deaths: list[tuple[int, int | None, Any]] = []
         self._strays: dict[int, set[int]] = {}
         """Orphans that cannot be told apart (no cgroup): killed with the last that may own them."""
         self._started: list[tuple[int, int]] = []
         self._ends: dict[int, str] = {}
         self._acks: list[int] = []
+        self._tick_ns = TICK_NS if cgroups.unified else STRAYS_TICK_NS
         self._next_ns = now_ns
         self._retry_ns = 0
         self._privileged = os.geteuid() == 0
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        # Raising our own bound would raise the jobs'; beyond this they wait for one another.
-        self._files_max = max(8, (files - 128) // FILES_PER_ATTEMPT)
+        # Beyond this they wait for one another.
+        self._files_max = max(8, (files - FILES_SPARE) // FILES_PER_ATTEMPT)
         self._running_max = self._files_max
         self._bury(now_ns)
 
@@ -81,7 +107,7 @@ class Core:
 
     def bound_running(self, slots: int) -> None:
         """So many run at once from here on; what is ordered beyond waits its turn."""
-        self._running_max = min(self._files_max, slots)
+        self._running_max = max(1, min(self._files_max, slots))
 
     def _admit(self, order: Order) -> None:
         if order.id in self.journal.acked or order.id in self._acks:
@@ -172,7 +198,7 @@ class Core:
         """Everything that is due: starts, deaths, deadlines, and one write for all of it."""
         if self.waiting and len(self.running) < self._running_max:
             self._start_some(now_ns)
-        if reap:
+        if reap or self.running:
             self._reap(now_ns)
         if now_ns >= self._next_ns and self.running:
             self._tick(now_ns)
@@ -181,7 +207,7 @@ class Core:
 
     def _start_some(self, now_ns: int) -> None:
         if not self.running:
-            self._next_ns = now_ns + TICK_NS
+            self._next_ns = now_ns + self._tick_ns
         room = min(STARTS_PER_TURN, self._running_max - len(self.running))
         ids = list(islice(self.waiting, room))
         uid = os.geteuid()
@@ -200,7 +226,7 @@ class Core:
             attempt = Attempt(order, f"{self.journal.key}-{order.id}", now_ns)
             self.running[order.id] = attempt
             try:
-                self._launch(attempt)
+                self._launch(attempt, now_ns)
             except OSError as exc:
                 at = f": {os.fsdecode(exc.filename)}" if exc.filename else ""
                 self._fail(attempt, f"{exc.strerror}{at}")
@@ -211,36 +237,110 @@ class Core:
             self.news[order.id] = None
             self._wake_by(attempt.due_ns())
 
-    def _launch(self, attempt: Attempt) -> None:
+    def _launch(self, attempt: Attempt, now_ns: int) -> None:
         order = attempt.order
-        stdout, stderr = self._prepare(order)
+        self._prepare(attempt)
+        stdout, stderr = (output.job_end for output in attempt.outputs)
         try:
             group, attempt.notes = self.cgroups.open(order)
             attempt.group = group
             change = order.uid is not None and self._privileged
             visit = group is not None and not group.limited and self.cgroups.can_visit
-            if not (visit or group is None) or (change and not self._spawner.can_spawn_as):
+            if visit and change and self._start_by_launcher(attempt, now_ns):
+                return
+            if not (visit or group is None) or change:
                 enter = group.enter if group is not None else []
                 attempt.pid = self._spawner.fork(order, stdout, stderr, enter)
                 return
-            start = self._spawner.spawn_as if change else self._spawner.spawn
-            if group is None:
-                attempt.pid = start(order, stdout, stderr)
-                return
-            self.cgroups.visit(group)
-            try:
-                attempt.pid = start(order, stdout, stderr)
-            finally:
-                with contextlib.suppress(OSError):
-                    self.cgroups.leave(group)
+            with self._spawner.files_of_jobs():
+                if group is None:
+                    attempt.pid = self._spawner.spawn(order, stdout, stderr)
+                    return
+                self.cgroups.visit(group)
+                try:
+                    attempt.pid = self._spawner.spawn(order, stdout, stderr)
+                finally:
+                    with contextlib.suppress(OSError):
+                        self.cgroups.leave(group)
         finally:
-            os.close(stdout)
-            os.close(stderr)
+            for output in attempt.outputs:
+                output.close_job_end()
 
-    def _prepare(self, order: Order) -> tuple[int, int]:
-        """The attempt's directory, which the job cannot write, and what in it is the job's own."""
+    def _start_by_launcher(self, attempt: Attempt, now_ns: int) -> bool:
+        """False: no launcher could, and certainly none did."""
+        order = attempt.order
+        assert order.uid is not None and order.gid is not None and attempt.group is not None
+        launcher = self._launcher((order.uid, order.gid), now_ns)
+        if launcher is None:
+            return False
+        # Through a descriptor, for the way to it may be closed to the job.
+        work = os.open(f"{order.dir}/work", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        failure: OSError | None = None
+        try:
+            self.cgroups.send(launcher.pid, attempt.group)
+            try:
+                fds = [work, *(output.job_end for output in attempt.outputs)]
+                attempt.pid = launcher.start(request_of(order), fds)
+            except OSError as exc:
+                failure = exc
+            self.cgroups.send(launcher.pid, None)
+        except (OSError, LauncherLostError):
+            self._lose_launcher(launcher, now_ns + PAUSE_NS)
+            if not attempt.pid and failure is None:
+                # What it did not tell of it did not reap: a child would be ours now.
+                found = [pid for pid in trees.own_children() if attempt.of_its_group(pid)]
+                attempt.pid = found[0] if found else 0
+                return bool(found)
+        finally:
+            os.close(work)
+        if failure is not None:
+            raise failure
+        return True
+
+    def _launcher(self, account: Account, now_ns: int) -> Launcher | None:
+        found = self._launchers.get(account)
+        if found is not None or len(self._launchers) >= LAUNCHERS_MAX:
+            return found
+        if self._paused_ns.get(account, 0) > now_ns:
+            return None
+        try:
+            launcher = Launcher(account, self._spawner.files)
+        except OSError:
+            return None
+        self._launchers[account] = launcher
+        self.launchers[launcher.fileno()] = launcher
+        self._epoll.register(launcher.fileno(), select.EPOLLIN)
+        return launcher
+
+    def hear_launcher(self, fd: int, now_ns: int) -> None:
+        launcher = self.launchers[fd]
+        if not launcher.hear():
+            self._lose_launcher(launcher, now_ns + PAUSE_NS if launcher.children else now_ns)
+
+    def _lose_launcher(self, launcher: Launcher, paused_ns: int) -> None:
+        """It went, idle, or something went wrong with it. Its children are ours, but for those
+        that it reaped without having told."""
+        del self._launchers[launcher.account], self.launchers[launcher.fileno()]
+        self._epoll.unregister(launcher.fileno())
+        launcher.kill()
+        self._deaths += launcher.deaths
+        self._deaths += [(pid, None, None) for pid in launcher.children if not unreaped(pid)]
+        if len(self._paused_ns) >= PAUSED_MAX:
+            del self._paused_ns[next(iter(self._paused_ns))]
+        self._paused_ns[launcher.account] = paused_ns
+
+    def _prepare(self, attempt: Attempt) -> None:
+        """The attempt's directory, which the job cannot write, what in it is the job's own, and
+        the pipes for what it prints."""
+        order = attempt.order
         work = f"{order.dir}/work"
         change = order.uid is not None and self._privileged
+        if order.reuse is not None:
+            # Empty, and cheaper than a new one: ext4 looks for an inode past all that were freed
+            # within half a minute.
+            with contextlib.suppress(OSError):
+                os.rename(order.reuse, order.dir)
+                os.chmod(work, 0o700)
         with contextlib.suppress(FileExistsError):
             os.mkdir(order.dir, 0o711)
         with contextlib.suppress(FileExistsError):
@@ -248,39 +348,60 @@ class Core:
         if change:
             assert order.uid is not None and order.gid is not None
             os.chown(work, order.uid, order.gid, follow_symlinks=False)
-        stdout = os.open(f"{order.dir}/stdout", _FILES, 0o600)
-        try:
-            stderr = os.open(f"{order.dir}/stderr", _FILES, 0o600)
-        except BaseException:
-            os.close(stdout)
-            raise
-        if change:
-            # So that the job can open /dev/stdout and /dev/stderr, which lead to these files.
-            assert order.uid is not None and order.gid is not None
-            os.fchown(stdout, order.uid, order.gid)
-            os.fchown(stderr, order.uid, order.gid)
-        return stdout, stderr
+        for name in ("stdout", "stderr"):
+            output = Output(order.dir, name, order.log_bytes_max)
+            attempt.outputs.append(output)
+            if change:
+                assert order.uid is not None and order.gid is not None
+                output.give_to(order.uid, order.gid)
+            self._epoll.register(output.pipe, select.EPOLLIN)
+            self.outputs[output.pipe] = output
+
+    def take_output(self, pipe: int, mask: int) -> None:
+        """A slice of what came through a pipe; the rest in later turns, after the others'."""
+        output = self.outputs[pipe]
+        # Only hung up: nobody holds its other end any more, and nothing is left in it.
+        if not mask & select.EPOLLIN or output.take() == 0:
+            self._forget(output)
+            output.close_pipe()
+
+    def _forget(self, output: Output) -> None:
+        if self.outputs.pop(output.pipe, None) is not None:
+            self._epoll.unregister(output.pipe)
 
     def _reap(self, now_ns: int) -> None:
         while True:
             try:
-                pid, status, usage = os.wait4(-1, os.WNOHANG)
+                pid, status, usage = os.wait4(-1, os.WNOHANG | os.WUNTRACED)
             except ChildProcessError:
                 break
             if pid == 0:
                 break
-            attempt = self._mains.pop(pid, None)
+            if not os.WIFSTOPPED(status):
+                self._deaths.append((pid, status, usage))
+            for launcher in [i for i in self._launchers.values() if i.pid == pid]:
+                # One that a job has stopped would never tell of an end.
+                launcher.reaped = not os.WIFSTOPPED(status)
+                self._lose_launcher(launcher, now_ns + PAUSE_NS if launcher.children else now_ns)
+        for launcher in self._launchers.values():
+            self._deaths += launcher.deaths
+            launcher.deaths = []
+        deaths, self._deaths = self._deaths, []
+        for dead_pid, how, spent in deaths:
+            attempt = self._mains.pop(dead_pid, None)
             if attempt is None:
-                self._strays.pop(pid, None)
+                self._strays.pop(dead_pid, None)
                 continue
-            attempt.status, attempt.usage = status, usage
-            if status == 127 << 8:
-                why = self._spawner.failure(pid)
+            attempt.status, attempt.usage = how, spent
+            if how is None:
+                attempt.reason, attempt.error = "lost", "who started it was killed before it told"
+            elif how == 127 << 8:
+                why = self._spawner.failure(dead_pid)
                 if why:
                     self._fail(attempt, why)
             if attempt.group is not None and attempt.order.memory_bytes is not None:
                 attempt.oom_kills = attempt.group.oom_kills()
-                if attempt.oom_kills and os.WIFSIGNALED(status) and not attempt.reason:
+                if attempt.oom_kills and os.WIFSIGNALED(how or 0) and not attempt.reason:
                     attempt.reason = "oom"
                 elif attempt.oom_kills:
                     attempt.note(f"the kernel killed {attempt.oom_kills} processes for memory")
@@ -307,9 +428,8 @@ class Core:
         self._finish(attempt, now_ns)
 
     def _tick(self, now_ns: int) -> None:
-        self._next_ns = now_ns + TICK_NS
+        self._next_ns = now_ns + self._tick_ns
         for attempt in list(self.running.values()):
-            attempt.bound_outputs()
             due_ns = attempt.due_ns()
             if due_ns is not None and now_ns >= due_ns and attempt.kill_ns is None:
                 late = attempt.timeout_ns is not None and now_ns >= attempt.timeout_ns
@@ -344,7 +464,9 @@ class Core:
         attempt.reason, attempt.error = "start_failed", f"failed to start: {why}"
 
     def _finish(self, attempt: Attempt, now_ns: int) -> None:
-        attempt.bound_outputs()
+        for output in attempt.outputs:
+            self._forget(output)
+            output.close()
         del self.running[attempt.order.id]
         if attempt.group is not None:
             self.cgroups.close(attempt.group)

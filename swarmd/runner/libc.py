@@ -1,10 +1,10 @@
-"""The three calls of the C library that Python lacks; each raises OSError as Python's own do."""
+"""The few calls of the C library that Python lacks; each raises OSError as Python's own do."""
 
 from __future__ import annotations
 
 import ctypes
 import os
-from functools import partial
+import signal
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _prctl = _libc.prctl
@@ -12,6 +12,7 @@ _prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_ulong, ctypes.c_ulong,
 _fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate
 _fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
+_PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
 _PR_SET_NO_NEW_PRIVS = 38
 _FALLOC_KEEP_SIZE_PUNCH_HOLE = 0x01 | 0x02
@@ -27,9 +28,18 @@ def forbid_new_privileges() -> None:
     _checked(_prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl")
 
 
-forbid_new_privileges_in_child = partial(_prctl, _PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
-"""The same without a line of Python, for between fork and exec. The call with these arguments
-cannot fail on a kernel that has it at all, which is each one since 3.5."""
+def die_with_parent() -> None:
+    """SIGKILL when the parent ends; a change of account afterwards would undo it."""
+    _checked(_prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl")
+
+
+def call_process(words: bytes) -> None:
+    """Have ps and /proc show these words as our command line, as far as the old one was long."""
+    with open("/proc/self/stat", "rb") as file:
+        fields = file.read().rpartition(b")")[2].split()
+    start, end = int(fields[45]), int(fields[46])
+    if 0 < start < end:
+        ctypes.memmove(start, words[: end - start - 1].ljust(end - start, b"\0"), end - start)
 
 
 def punch_hole(fd: int, start: int, length: int) -> None:

@@ -55,13 +55,14 @@ class Connection:
 
 class Loop:
     def __init__(
-        self, core: Core, listener: socket.socket, idle_s: float, log: Callable[[str], None]
-    ) -> None:
+        self, core: Core, epoll: select.epoll, listener: socket.socket, idle_s: float,
+        log: Callable[[str], None],
+    ) -> None:  # fmt: skip
         self._core = core
         self._listener = listener
         self._idle_ns = int(idle_s * _S)
         self._log = log
-        self._epoll = select.epoll()
+        self._epoll = epoll
         self._connections: dict[int, Connection] = {}
         self._daemon: Connection | None = None
         self._signals, wakeup = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -104,7 +105,11 @@ class Loop:
             sleep_ns = max(0, idle_since_ns + self._idle_ns - now)
         reap = bool(self._core.running)
         for fd, mask in self._epoll.poll(-1 if sleep_ns is None else sleep_ns / _S):
-            if fd == self._signals:
+            if fd in self._core.outputs:
+                self._core.take_output(fd, mask)
+            elif fd in self._core.launchers:
+                self._core.hear_launcher(fd, now)
+            elif fd == self._signals:
                 if signal.SIGTERM in os.read(fd, 65536):
                     self._log("told to end by SIGTERM")
                     self._end_all(None)

@@ -11,6 +11,7 @@ import fcntl
 import gc
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -88,7 +89,7 @@ def _leave_everything() -> None:
         with contextlib.suppress(OSError, ValueError):
             signal.signal(number, signal.SIG_DFL)
     # Handled, not ignored: what is ignored would stay so in the jobs.
-    for number in (signal.SIGPIPE, signal.SIGHUP, signal.SIGINT):
+    for number in (signal.SIGPIPE, signal.SIGHUP, signal.SIGINT, signal.SIGXFSZ):
         signal.signal(number, _ignore)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -139,9 +140,10 @@ def _serve(data_dir: str, idle_s: float, say_ready: int) -> int:
         boot_id = file.read().strip()
     journal = Journal(data_dir, boot_id)
     cgroups = Cgroups(journal.key)
-    core = Core(journal, cgroups, now_ns())
+    epoll = select.epoll()
+    core = Core(journal, cgroups, epoll, now_ns())
     listener = _listen(data_dir)
-    loop = Loop(core, listener, idle_s, log.write)
+    loop = Loop(core, epoll, listener, idle_s, log.write)
     log.write(f"runner {os.getpid()} serves; tracking by {cgroups.tracking}")
     null = os.open("/dev/null", os.O_RDWR)
     for fd in (0, 1, 2):

@@ -22,7 +22,7 @@ class Order:
 
     __slots__ = (
         "argv", "cpus", "dir", "env", "gid", "grace_ms", "id", "lease_ms", "log_bytes_max",
-        "memory_bytes", "pids", "timeout_ms", "uid",
+        "memory_bytes", "pids", "reuse", "timeout_ms", "uid",
     )  # fmt: skip
 
     def __init__(self, raw: dict[str, Any], tag: str) -> None:
@@ -33,6 +33,11 @@ class Order:
             raise ValueError("dir: give an absolute path")
         if len(_bytes("dir", self.dir)) > PATH_BYTES_MAX:
             raise ValueError(f"dir: longer than {PATH_BYTES_MAX} bytes")
+        self.reuse: str | None = raw.get("reuse")
+        if self.reuse is not None:
+            if type(self.reuse) is not str or not self.reuse.startswith("/"):
+                raise ValueError("reuse: give an absolute path")
+            _bytes("reuse", self.reuse)
         argv = raw.get("argv")
         if type(argv) is not list or not argv or len(argv) > ARGUMENTS_MAX or not argv[0]:
             raise ValueError(f"argv: give a program and at most {ARGUMENTS_MAX - 1} arguments")

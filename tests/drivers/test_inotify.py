@@ -11,6 +11,10 @@ import pytest
 import trio
 import trio.testing
 
+from swarmd.agent.logs import AttemptLogs, tidy
+from swarmd.cluster.asks import LogChunk, ReadLog
+from swarmd.domain.errors import NotFound
+from swarmd.domain.jobs import AttemptId
 from swarmd.drivers.inotify import Watches
 
 
@@ -77,6 +81,62 @@ async def test_a_file_that_is_removed_wakes_its_waiter(files: list[Path]) -> Non
         await watch.changed()
     with pytest.raises(FileNotFoundError), watches.watching(files[0]):
         pass
+
+
+async def test_a_file_that_is_made_wakes_who_waits_for_it_alone(tmp_path: Path) -> None:
+    watches = Watches()
+    with trio.fail_after(5), watches.appearing(tmp_path / "out") as watch:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch.changed)
+            await trio.testing.wait_all_tasks_blocked()
+            append(tmp_path / "err")
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert nursery.child_tasks
+            append(tmp_path / "out")
+    with pytest.raises(FileNotFoundError), watches.appearing(tmp_path / "no" / "out"):
+        pass
+
+
+async def test_a_log_is_followed_from_before_its_directory_is_there(tmp_path: Path) -> None:
+    attempt = AttemptId(7)
+    logs = AttemptLogs(tmp_path, lambda _: True)
+    chunks: list[LogChunk] = []
+
+    async def follow() -> None:
+        offset = 0
+        while offset < 2:
+            chunks.append(await logs.read(ReadLog(attempt, "stdout", offset, 100, 5.0)))
+            offset = chunks[-1].next_offset
+
+    with trio.fail_after(4):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(follow)
+            await trio.testing.wait_all_tasks_blocked()
+            (tmp_path / "7").mkdir()
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            append(tmp_path / "7" / "stderr")
+            (tmp_path / "7" / "stdout").touch()
+            await trio.testing.wait_all_tasks_blocked(0.02)
+            append(tmp_path / "7" / "stdout")
+            while not chunks:
+                await trio.testing.wait_all_tasks_blocked(0.01)
+            append(tmp_path / "7" / "stdout")
+    assert b"".join(chunk.data for chunk in chunks) == b"xx"
+
+
+async def test_a_stream_without_a_file_is_empty_and_without_a_directory_unknown(
+    tmp_path: Path,
+) -> None:
+    logs = AttemptLogs(tmp_path, lambda _: False)
+    for number in (1, 2):
+        (tmp_path / str(number) / "work").mkdir(parents=True)
+    append(tmp_path / "1" / "stderr")
+    assert tidy([tmp_path / "1", tmp_path / "2"], tmp_path / "spares", 0) == []
+    chunk = await logs.read(ReadLog(AttemptId(1), "stdout", 0))
+    assert (chunk.data, chunk.ended) == (b"", True)
+    assert (await logs.read(ReadLog(AttemptId(1), "stderr", 0))).data == b"x"
+    with pytest.raises(NotFound):
+        await logs.read(ReadLog(AttemptId(2), "stdout", 0))
 
 
 def instances() -> int:

@@ -125,6 +125,72 @@ async def test_another_account_has_nothing_of_root(folder: Path) -> None:
         assert lines[6:] == ["closed", "mine", "again"]
 
 
+@pytest.mark.parametrize("account", ["own", "other"])
+async def test_a_script_may_open_its_outputs_anew(folder: Path, account: str) -> None:
+    if account == "other":
+        need("root")
+    async with client(folder) as runner:
+        script = "echo a; echo b > /dev/stderr; echo c >&2; echo d > /dev/stdout; echo e"
+        job = shell(folder, script, **(NOBODY if account == "other" else {}))
+        assert (await run(runner, job)).exit_code == 0
+        assert (output(job), output(job, "stderr")) == ("a\nd\ne\n", "b\nc\n")
+        for name in ("stdout", "stderr"):
+            facts = Path(job.dir, name).stat()
+            assert (facts.st_uid, facts.st_mode & 0o777) == (os.geteuid(), 0o600)
+
+
+async def test_a_job_that_prints_nothing_has_no_files(folder: Path) -> None:
+    async with client(folder) as runner:
+        job = shell(folder, "exec >&- 2>&-; sleep 0.1")
+        end = await run(runner, job)
+        assert (end.exit_code, end.stdout_size, end.stderr_size) == (0, 0, 0)
+        assert os.listdir(job.dir) == ["work"]
+
+
+async def test_what_is_printed_can_be_read_while_the_job_runs(folder: Path) -> None:
+    async with client(folder) as runner:
+        job = shell(folder, "echo first; sleep 60")
+        await runner.start([job])
+        await until(lambda: Path(job.dir, "stdout").exists() and output(job) == "first\n")
+        await runner.stop([job.id], 0)
+        assert (await ends(runner))[job.id].stdout_size == 6
+
+
+async def test_one_who_holds_the_pipe_delays_no_end(folder: Path) -> None:
+    async with client(folder) as runner:
+        job = shell(folder, "echo x; read line < /dev/null; sleep 0.3; echo y")
+        await runner.start([job])
+        pid = (await started(runner)).pid
+        held = os.open(f"/proc/{pid}/fd/1", os.O_WRONLY)
+        try:
+            with trio.fail_after(5):
+                end = (await ends(runner))[job.id]
+            assert (end.stdout_size, output(job)) == (4, "x\ny\n")
+            with pytest.raises(BrokenPipeError):
+                os.write(held, b"late")
+        finally:
+            os.close(held)
+
+
+async def test_loud_jobs_are_bounded_and_starve_no_other(folder: Path) -> None:
+    size_max = 128 * 1024
+    async with client(folder) as runner:
+        loud = [shell(folder, "exec yes", log_bytes_max=size_max) for _ in range(3)]
+        await runner.start(loud)
+        paths = [Path(job.dir, "stdout") for job in loud]
+        await until(lambda: all(p.exists() and p.stat().st_size > 10 * size_max for p in paths))
+        for _ in range(20):
+            assert all(path.stat().st_blocks * 512 <= size_max for path in paths)
+            with trio.fail_after(5):
+                assert (await run(runner, shell(folder, "echo quick"))).stdout_size == 6
+        await runner.stop([job.id for job in loud], 0)
+        found = await ends(runner, 3)
+        for job, path in zip(loud, paths, strict=True):
+            end = found[job.id]
+            assert end.stdout_cut and end.stdout_size == path.stat().st_size
+            assert path.stat().st_blocks * 512 <= size_max
+
+
 async def test_memory_is_limited_and_its_end_is_called_oom(folder: Path) -> None:
     need("cgroup-memory")
     async with client(folder) as runner:
@@ -445,6 +511,25 @@ async def test_few_descriptors_only_make_jobs_wait(folder: Path) -> None:
         found = await ends(runner, 100)
         assert {end.exit_code for end in found.values()} == {0}
         assert output(orders[99]) == "200\n"
+
+
+@pytest.mark.parametrize("account", ["own", "other"])
+async def test_jobs_get_the_bound_on_files_that_the_runner_was_given(
+    folder: Path, account: str
+) -> None:
+    if account == "other":
+        need("root")
+    more = NOBODY if account == "other" else {}
+    entry = Path(sys.modules["swarmd.runner"].__file__ or "").with_name("__main__.py")
+    command = f"ulimit -Sn 200; ulimit -Hn 1000; exec {sys.executable} -I -S {entry} runner"
+    await trio.run_process(["/bin/sh", "-c", f"{command} --data-dir {folder}"])
+    async with client(folder) as runner:
+        limits = Path(f"/proc/{runner.facts.pid}/limits").read_text()
+        assert limits.split("open files")[1].split()[:2] == ["1000", "1000"]
+        for limited in ({}, {"memory_bytes": 1 << 30}):
+            job = shell(folder, "ulimit -Sn; ulimit -Hn", **more, **limited)
+            assert (await run(runner, job)).exit_code == 0
+            assert output(job) == "200\n1000\n"
 
 
 async def test_requests_are_answered_while_nobody_takes_events(folder: Path) -> None:
