@@ -54,7 +54,8 @@ def demo(nodes: int, once: bool, as_json: bool, data_dir: Path | None) -> int:
     """
     if nodes != 1:
         tell("one node is started: this version has no mesh yet for others to join it")
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in _ENDS:
+        signal.signal(number, _interrupt)
     try:
         with _place(data_dir) as place, _node(place) as (daemon, urls):
             job = _run_sample(daemon)
@@ -74,7 +75,13 @@ def demo(nodes: int, once: bool, as_json: bool, data_dir: Path | None) -> int:
     return 0
 
 
+_ENDS = (signal.SIGINT, signal.SIGTERM)
+
+
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    """The first ends the demo; a second one, however soon, must not leave the node behind."""
+    for each in _ENDS:
+        signal.signal(each, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
@@ -200,8 +207,8 @@ def _wait_for_end(daemon: Daemon) -> None:
 
 
 def _end(daemon: Daemon, child: subprocess.Popen[str]) -> None:
-    """In its own time, which is bounded: a second Ctrl-C must not leave the node behind."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """In its own time, which is bounded."""
+    for number in _ENDS:
         signal.signal(number, signal.SIG_IGN)
     with contextlib.suppress(Refused):
         daemon.post("/api/v1/stop", {"jobs": True}, timeout_s=5.0)

@@ -242,6 +242,9 @@ async def _tls_context(ca_file: str | None) -> ssl.SSLContext:
 @lru_cache(maxsize=4)
 def _load_tls_context(ca_file: str | None, stamp: int) -> ssl.SSLContext:
     context = ssl.create_default_context()
+    # Python has OpenSSL 3 take a cut connection for the end of the body; whoever sits in between
+    # could then cut one off.
+    context.options &= ~getattr(ssl, "OP_IGNORE_UNEXPECTED_EOF", 0)
     if ca_file:
         context.load_verify_locations(ca_file)
     return context
