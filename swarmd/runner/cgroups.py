@@ -5,6 +5,10 @@ cannot leave, one write kills them, one read tells that the last is gone. Contro
 it has them and else of v1, are used only for limits that were asked for. A limit that could not be
 set is named in the group's notes; nothing pretends.
 
+Empty groups are used again, those with limits for the very same limits. While a launcher is inside,
+one more process fits and no quota counts, which could stall it; memory counts from the beginning.
+Right after it has left the exact bounds are set: a job may have forked one too many until then.
+
 The groups lie in a directory of this data directory's own key, below the nearest cgroup that was
 delegated to us (systemd's Delegate=yes marks it), else as root in swarmd.slice at the top, else
 below our own. In v2 a cgroup with controllers enabled for its children may hold no process itself:
@@ -22,9 +26,19 @@ from swarmd.runner.orders import Order
 
 CONTROLLERS = ("memory", "cpu", "pids")
 POOL_MAX = 64
+POOL_LIMITED_MAX = 32
+LEFT_BYTES_MAX = 1 << 20
+"""Memory that the jobs before may have left charged to a cgroup that is used again."""
+LIMIT_BYTES_MIN = 32 << 20
+"""A memory limit below this would feel what is left, and is no place for a launcher."""
 PERIOD_US = 100_000
 QUOTA_US_MIN = 1000
+PIDS_MAX = 1 << 22
+"""More than this the kernel will not have as a bound."""
 _WORDS = {"memory": "memory", "cpu": "cpus", "pids": "pids"}
+
+Limits = tuple[int | None, float | None, int | None]
+"""Of memory, CPUs and processes."""
 
 
 class Group:
@@ -34,10 +48,15 @@ class Group:
         self.paths = paths
         self.unified = unified
         """The first path is a v2 cgroup."""
-        self.notes: list[str] = []
         self.limited = False
         self.doubtful = False
-        self._memory_events = ""
+        self.kept_for: Limits | None = None
+        """The limits that it has for good, once empty; None where it is used once."""
+        self._bounds: dict[str, tuple[int, bytes, bytes]] = {}
+        """Of a controller: its file, what bounds the job, and what leaves room for its launcher."""
+        self._oom_kills = -1
+        self._oom_kills_before = 0
+        self._usage = -1
         self.enter = [_open(f"{path}/cgroup.procs", os.O_WRONLY) for path in paths]
         self._events = _open(f"{paths[0]}/cgroup.events", os.O_RDONLY) if unified else -1
 
@@ -65,40 +84,81 @@ class Group:
                 os.kill(pid, number)
 
     def oom_kills(self) -> int:
-        for line in (_read(self._memory_events) or "").splitlines():
-            key, _, value = line.partition(" ")
-            if key == "oom_kill":
-                return int(value)
+        """How many of this attempt's processes the kernel killed for memory."""
+        try:
+            return self._count_oom_kills() - self._oom_kills_before
+        except OSError:
+            return 0
+
+    def _count_oom_kills(self) -> int:
+        if self._oom_kills >= 0:
+            for line in os.pread(self._oom_kills, 4096, 0).splitlines():
+                key, _, value = line.partition(b" ")
+                if key == b"oom_kill":
+                    return int(value)
         return 0
 
     def limit(self, what: str, path: str, version: int, order: Order) -> None:
-        """Write one controller's bound; OSError where the kernel will not have it."""
+        """Prepare one controller's bound; OSError where the kernel will not have it."""
         self.limited = True
         if what == "pids":
-            _write(f"{path}/pids.max", str(order.pids))
+            pids = order.pids or 1
+            self._bound(what, f"{path}/pids.max", str(pids), str(min(pids + 1, PIDS_MAX)))
         elif what == "cpu":
             quota = max(QUOTA_US_MIN, round((order.cpus or 0) * PERIOD_US))
             if version == 2:
-                _write(f"{path}/cpu.max", f"{quota} {PERIOD_US}")
+                self._bound(what, f"{path}/cpu.max", f"{quota} {PERIOD_US}", f"max {PERIOD_US}")
             else:
                 _write(f"{path}/cpu.cfs_period_us", str(PERIOD_US))
-                _write(f"{path}/cpu.cfs_quota_us", str(quota))
-        elif version == 2:
-            _write(f"{path}/memory.max", str(order.memory_bytes))
-            with contextlib.suppress(FileNotFoundError):
-                _write(f"{path}/memory.swap.max", "0")
-            self._memory_events = f"{path}/memory.events"
+                self._bound(what, f"{path}/cpu.cfs_quota_us", str(quota), "-1")
         else:
-            _write(f"{path}/memory.limit_in_bytes", str(order.memory_bytes))
+            new, swap, events, usage = (
+                ("max", "swap.max", "events", "current")
+                if version == 2
+                else ("limit_in_bytes", "memsw.limit_in_bytes", "oom_control", "usage_in_bytes")
+            )
+            _write(f"{path}/memory.{new}", str(order.memory_bytes))
             with contextlib.suppress(FileNotFoundError):
-                _write(f"{path}/memory.memsw.limit_in_bytes", str(order.memory_bytes))
-            self._memory_events = f"{path}/memory.oom_control"
+                _write(f"{path}/memory.{swap}", "0" if version == 2 else str(order.memory_bytes))
+            self._oom_kills = _open(f"{path}/memory.{events}", os.O_RDONLY)
+            self._usage = _open(f"{path}/memory.{usage}", os.O_RDONLY)
+
+    def _bound(self, what: str, path: str, held: str, lifted: str) -> None:
+        self._bounds[what] = (_open(path, os.O_WRONLY), held.encode(), lifted.encode())
+
+    def lift(self) -> None:
+        """Make room for a launcher: one more process, and no quota that could stall it."""
+        for fd, _, lifted in self._bounds.values():
+            os.write(fd, lifted)
+
+    def hold(self) -> list[str]:
+        """Set the bounds of processes and CPU; answer notes on those that cannot be kept."""
+        notes = []
+        for what, (fd, held, _) in self._bounds.items():
+            try:
+                os.write(fd, held)
+            except OSError as exc:
+                self.kept_for = None
+                notes.append(f"{_WORDS[what]} limit not enforced: {exc.strerror}")
+        return notes
+
+    def renew(self) -> bool:
+        """Make an empty group ready for another attempt with the same limits; False: it cannot."""
+        try:
+            if self._usage >= 0 and int(os.pread(self._usage, 32, 0)) > LEFT_BYTES_MAX:
+                return False
+            self._oom_kills_before = self._count_oom_kills()
+        except OSError:
+            return False
+        return True
 
     def close(self) -> None:
-        for fd in (*self.enter, self._events):
+        bounds = [fd for fd, _, _ in self._bounds.values()]
+        for fd in (*self.enter, self._events, self._oom_kills, self._usage, *bounds):
             if fd >= 0:
                 os.close(fd)
-        self.enter, self._events = [], -1
+        self.enter, self._bounds = [], {}
+        self._events = self._oom_kills = self._usage = -1
         for path in self.paths:
             remove(path)
 
@@ -109,20 +169,27 @@ class Cgroups:
     def __init__(self, key: str) -> None:
         self._name = f"swarmd-{key}"
         self._pool: list[Group] = []
+        self._pool_limited: list[Group] = []
         self._count = 0
         self._home = -1
         self.unified = ""
         """The v2 directory below which every attempt is tracked; empty without one."""
         self.controllers: dict[str, tuple[str, int]] = {}
         """Controller to its base directory and cgroup version."""
+        self._homes: dict[str, int] = {}
+        """Of a v1 base: the way to where we are in its hierarchy."""
         mounts, own = _mounts(), _own()
         if "" in mounts and "" in own:
             self._find_unified(*mounts[""], own[""])
         for controller in CONTROLLERS:
             if controller not in self.controllers and controller in mounts and controller in own:
-                base = os.path.join(_below(*mounts[controller], own[controller]), self._name)
+                here = _below(*mounts[controller], own[controller])
+                base = os.path.join(here, self._name)
                 if _make(base):
                     self.controllers[controller] = (base, 1)
+                    home = _open_or_none(f"{here}/cgroup.procs")
+                    if home is not None and base not in self._homes:
+                        self._homes[base] = home
         self._clear()
 
     @property
@@ -139,13 +206,8 @@ class Cgroups:
 
     def open(self, order: Order) -> tuple[Group | None, list[str]]:
         """A group for one attempt, and notes on what of its limits cannot be kept."""
-        asked = [
-            name
-            for name, value in zip(
-                CONTROLLERS, (order.memory_bytes, order.cpus, order.pids), strict=True
-            )
-            if value is not None
-        ]
+        limits = (order.memory_bytes, order.cpus, order.pids)
+        asked = [n for n, value in zip(CONTROLLERS, limits, strict=True) if value is not None]
         notes = [
             f"{_WORDS[name]} limit not enforced: no writable cgroup has the {name} controller"
             for name in asked
@@ -154,6 +216,13 @@ class Cgroups:
         asked = [name for name in asked if name in self.controllers]
         if not asked and self.unified and self._pool:
             return self._pool.pop(), notes
+        # Only of jobs that could not have changed them.
+        keep = self.unified and order.uid not in (None, 0, os.geteuid())
+        if asked and keep:
+            for group in reversed(self._pool_limited):
+                if group.kept_for == limits:
+                    self._pool_limited.remove(group)
+                    return group, notes
         self._count += 1
         name = f"a{self._count}"
         plan: dict[str, int] = {f"{self.unified}/{name}": 2} if self.unified else {}
@@ -173,17 +242,29 @@ class Cgroups:
                 remove(path)
             why = f"limits not enforced: cannot make a cgroup: {exc.strerror}"
             return None, [*notes, why] if asked else notes
+        if keep and not _lean(order):
+            group.kept_for = limits
         for what in asked:
             base, version = self.controllers[what]
             try:
                 group.limit(what, f"{base}/{name}", version, order)
             except OSError as exc:
+                group.kept_for = None
                 notes.append(f"{_WORDS[what]} limit not enforced: {exc.strerror}")
         return group, notes
 
     def close(self, group: Group) -> None:
         """Give an empty group back, to be used again where it is as good as new."""
-        if group.limited or group.doubtful or not group.unified or len(self._pool) >= POOL_MAX:
+        if group.doubtful or not group.unified:
+            group.close()
+        elif group.limited:
+            if group.kept_for is None or not group.renew():
+                group.close()
+                return
+            self._pool_limited.append(group)
+            if len(self._pool_limited) > POOL_LIMITED_MAX:
+                self._pool_limited.pop(0).close()
+        elif len(self._pool) >= POOL_MAX:
             group.close()
         else:
             self._pool.append(group)
@@ -191,9 +272,23 @@ class Cgroups:
     def visit(self, group: Group) -> None:
         os.write(group.enter[0], b"0")
 
-    def send(self, pid: int, group: Group | None) -> None:
-        """Move a process of ours into a tracking group, or back home."""
-        os.write(self._home if group is None else group.enter[0], b"%d" % pid)
+    def can_send(self, group: Group, order: Order) -> bool:
+        """Whether a launcher can go into it and come back, and is safe there meanwhile."""
+        known = all(os.path.dirname(path) in self._homes for path in group.paths[1:])
+        return self.can_visit and group.unified and known and not _lean(order)
+
+    def send(self, pid: int, group: Group) -> None:
+        """Move a process of ours into an attempt's cgroups."""
+        who = b"%d" % pid
+        for fd in group.enter:
+            os.write(fd, who)
+
+    def recall(self, pid: int, group: Group) -> None:
+        """Have it back where we are."""
+        who = b"%d" % pid
+        os.write(self._home, who)
+        for path in group.paths[1:]:
+            os.write(self._homes[os.path.dirname(path)], who)
 
     def leave(self, group: Group) -> None:
         """Step back home. Where that fails, this group must never be killed: we sit in it."""
@@ -207,7 +302,7 @@ class Cgroups:
 
     def remove(self) -> None:
         """Take everything of ours away, when the runner ends."""
-        for group in self._pool:
+        for group in (*self._pool, *self._pool_limited):
             group.close()
         for base in {self.unified, *(base for base, _ in self.controllers.values())} - {""}:
             remove(base)
@@ -262,6 +357,10 @@ class Cgroups:
         # Our own place may have changed to the leaf beside our groups.
         now = _below(mount, root, _own().get("", own))
         self._home = _open(f"{now}/cgroup.procs", os.O_WRONLY)
+
+
+def _lean(order: Order) -> bool:
+    return order.memory_bytes is not None and order.memory_bytes < LIMIT_BYTES_MIN
 
 
 def _parents(mount: str, here: str) -> list[str]:

@@ -38,10 +38,10 @@ CLEAR_TICK_NS = 10 * NS_PER_MS
 JOURNAL_RETRY_NS = 1000 * NS_PER_MS
 STARTS_PER_TURN = 8
 HELD_MAX = 8192
-FILES_PER_ATTEMPT = 9
-"""Two pipes and their files, and of its cgroups the ways in and the events."""
-FILES_SPARE = 300
-"""Connections, the pool of groups, and whatever is open for an instant."""
+FILES_PER_ATTEMPT = 13
+"""Two pipes and their files, and of its cgroups the ways in, the events, bounds and counts."""
+FILES_SPARE = 600
+"""Connections, the pools of groups, and whatever is open for an instant."""
 KNOWN_MAX = 16_384
 PAUSED_MAX = 1024
 
@@ -245,9 +245,11 @@ class Core:
             group, attempt.notes = self.cgroups.open(order)
             attempt.group = group
             change = order.uid is not None and self._privileged
-            visit = group is not None and not group.limited and self.cgroups.can_visit
-            if visit and change and self._start_by_launcher(attempt, now_ns):
+            if change and self._start_by_launcher(attempt, now_ns):
                 return
+            for note in group.hold() if group is not None else ():
+                attempt.note(note)
+            visit = group is not None and not group.limited and self.cgroups.can_visit
             if not (visit or group is None) or change:
                 enter = group.enter if group is not None else []
                 attempt.pid = self._spawner.fork(order, stdout, stderr, enter)
@@ -268,23 +270,30 @@ class Core:
 
     def _start_by_launcher(self, attempt: Attempt, now_ns: int) -> bool:
         """False: no launcher could, and certainly none did."""
-        order = attempt.order
-        assert order.uid is not None and order.gid is not None and attempt.group is not None
+        order, group = attempt.order, attempt.group
+        assert order.uid is not None and order.gid is not None
+        if group is None or not self.cgroups.can_send(group, order):
+            return False
         launcher = self._launcher((order.uid, order.gid), now_ns)
         if launcher is None:
+            return False
+        try:
+            group.lift()
+        except OSError:
             return False
         # Through a descriptor, for the way to it may be closed to the job.
         work = os.open(f"{order.dir}/work", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         failure: OSError | None = None
         try:
-            self.cgroups.send(launcher.pid, attempt.group)
+            self.cgroups.send(launcher.pid, group)
             try:
                 fds = [work, *(output.job_end for output in attempt.outputs)]
                 attempt.pid = launcher.start(request_of(order), fds)
             except OSError as exc:
                 failure = exc
-            self.cgroups.send(launcher.pid, None)
+            self.cgroups.recall(launcher.pid, group)
         except (OSError, LauncherLostError):
+            group.kept_for = None
             self._lose_launcher(launcher, now_ns + PAUSE_NS)
             if not attempt.pid and failure is None:
                 # What it did not tell of it did not reap: a child would be ours now.
@@ -292,6 +301,8 @@ class Core:
                 attempt.pid = found[0] if found else 0
                 return bool(found)
         finally:
+            for note in group.hold():
+                attempt.note(note)
             os.close(work)
         if failure is not None:
             raise failure

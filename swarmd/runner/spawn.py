@@ -2,9 +2,10 @@
 inherited, default signals. A program that cannot be run is told as such, never as exit code 127.
 
 `posix_spawn` costs little more than the exec itself, but can neither change the account nor enter
-cgroups that limit; where only the account is another, a launcher of that account does it. `fork`
-runs the interpreter in the child, which copies many pages, but can do everything. The cgroup that
-only tracks is entered by who spawns for that instant, which is safe as nothing there can stall it.
+cgroups that limit; where the account is another, a launcher of that account does it. `fork` runs
+the interpreter in the child, which copies many pages, but can do everything. The cgroups are those
+of who spawns, for that instant: the runner itself steps only into one that tracks, where nothing
+can stall it, and a launcher also into those that limit, but for a memory limit that it would feel.
 """
 
 from __future__ import annotations

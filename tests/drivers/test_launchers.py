@@ -22,6 +22,7 @@ from tests.drivers.runners import (
     client,
     data_directory,
     ends,
+    order,
     output,
     run,
     shell,
@@ -103,14 +104,17 @@ async def test_jobs_may_end_or_stop_it_and_gain_nothing(folder: Path, how: str) 
         assert (await ends(runner))[before.id].exit_code == 7
 
 
-async def test_however_it_is_killed_each_job_runs_once_and_is_told_once(folder: Path) -> None:
+@pytest.mark.parametrize("limits", [{}, {"memory_bytes": 64 << 20, "cpus": 0.5, "pids": 9}])
+async def test_however_it_is_killed_each_job_runs_once_and_is_told_once(
+    folder: Path, limits: dict[str, float]
+) -> None:
     counter = folder / "count"
     counter.touch()
     counter.chmod(0o666)
     chance = random.Random(4)
     async with client(folder) as runner:
         orders = [
-            shell(folder, f"echo {number} >> {counter}; sleep 0.01", uid=uid, gid=uid)
+            shell(folder, f"echo {number} >> {counter}; sleep 0.01", uid=uid, gid=uid, **limits)
             for uid in range(70_000, 70_012)
             for number in range(uid * 100, uid * 100 + 12)
         ]
@@ -147,6 +151,87 @@ async def test_large_environments_and_closed_ways_are_no_hindrance(folder: Path)
         assert (await run(runner, job)).exit_code == 0
         assert output(job) == "60000 60000\ny\n"
         assert await launcher_of(runner)
+
+
+def groups_of(pid: int, kind: str) -> Path:
+    """Where the bound of a kind of a process is written."""
+    found = {}
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        number, kinds, path = line.split(":", 2)
+        found.update(dict.fromkeys(kinds.split(",") if number != "0" else [""], path))
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        left, _, right = line.partition(" - ")
+        system, _, options = right.split(" ", 2)
+        v1 = system == "cgroup" and kind in options.replace(" ", ",").split(",")
+        if v1 or (system == "cgroup2" and kind not in found):
+            root, mount = left.split()[3:5]
+            return Path(mount + "/" + found.get(kind, found[""]).removeprefix(root))
+    raise AssertionError(kind)
+
+
+def text_of(folder: Path, *names: str) -> str:
+    (path,) = [folder / name for name in names if (folder / name).exists()]
+    return path.read_text().strip()
+
+
+async def test_limits_hold_in_what_it_starts(folder: Path) -> None:
+    need("cgroup-memory", "cgroup-pids", "cgroup-cpu")
+    limits = {"memory_bytes": 64 << 20, "cpus": 0.5, "pids": 7, **NOBODY}
+    async with client(folder) as runner:
+        await run(runner, shell(folder, "true", **NOBODY))
+        launcher = await launcher_of(runner)
+        home = Path(f"/proc/{launcher}/cgroup").read_text()
+        for _ in range(3):  # the later ones in the cgroups of the first
+            job = shell(folder, "sleep 100", **limits)
+            await runner.start([job])
+            pid = (await started(runner)).pid
+            assert Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1] == str(
+                launcher
+            )
+            memory = text_of(groups_of(pid, "memory"), "memory.limit_in_bytes", "memory.max")
+            cpu = text_of(groups_of(pid, "cpu"), "cpu.cfs_quota_us", "cpu.max")
+            assert int(memory) == 64 << 20 and cpu.split()[0] == "50000"
+            assert text_of(groups_of(pid, "pids"), "pids.max") == "7"
+            assert (
+                Path(f"/proc/{launcher}/cgroup").read_text()
+                == home
+                != (Path(f"/proc/{pid}/cgroup").read_text())
+            )
+            await runner.stop([job.id])
+            assert (await ends(runner))[job.id].notes == ()
+
+
+async def test_an_end_for_memory_is_of_the_job_that_met_it(folder: Path) -> None:
+    need("cgroup-memory")
+    argv = ("/bin/dd", "if=/dev/zero", "of=/dev/null", "count=1", "status=none")
+    async with client(folder) as runner:
+        await run(runner, shell(folder, "true", **NOBODY))
+        pid = await launcher_of(runner)
+        for size_mib in (300, 1, 300, 300, 1):
+            job = order(folder, *argv, f"bs={size_mib}M", memory_bytes=64 << 20, **NOBODY)
+            end = await run(runner, job)
+            assert (end.reason, end.notes) == ("oom" if size_mib > 64 else "exit", ())
+        # Too little for a launcher to go in.
+        job = order(folder, *argv, "bs=60M", memory_bytes=20 << 20, **NOBODY)
+        assert (await run(runner, job)).reason == "oom"
+        assert await launcher_of(runner) == pid
+
+
+@pytest.mark.parametrize("pids", [1, 4, 2**22])
+async def test_processes_of_another_account_are_limited(folder: Path, pids: int) -> None:
+    need("cgroup-pids")
+    script = "for i in 1 2 3 4 5 6 7 8; do sleep 5 & done; wait"
+    if pids > 8:
+        script = "for i in 1 2 3 4 5 6 7 8; do sleep 0 & done; wait"
+    async with client(folder) as runner:
+        await run(runner, shell(folder, "true", **NOBODY))
+        pid = await launcher_of(runner)
+        for _ in range(2):
+            job = shell(folder, script, pids=pids, grace_ms=100, timeout_ms=1500, **NOBODY)
+            end = await run(runner, job)
+            assert Path(job.dir, "stderr").exists() == (pids < 8)
+            assert end.notes == ()
+        assert await launcher_of(runner) == pid
 
 
 async def test_it_goes_with_the_runner(folder: Path) -> None:
