@@ -9,9 +9,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import parts
 
+# How quick examples come depends on what else the machine does; it says nothing of the product.
+settings.register_profile("swarmd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("swarmd")
 _OWN_BASETEMP = pytest.StashKey[Path]()
 
 
