@@ -122,7 +122,7 @@ async def read_logs(console: Console, request: Request) -> Response:
         raise Invalid("stream must be stdout, stderr or both", field="stream")
     follow = (request.arg("follow") or "0").lower() in ("1", "true", "yes")
     return stream_answer(
-        logs.lines(console.cluster, job.id, stream, follow=follow),  # type: ignore[arg-type]
+        logs.stream_bytes(console.cluster, job.id, stream, follow=follow),  # type: ignore[arg-type]
         headers=(("X-Content-Type-Options", "nosniff"),),
     )
 

@@ -20,18 +20,10 @@ from swarmd.ops import jobs, logs
 ENDED = 1000
 
 
-async def tail(cluster: Cluster, job_id: JobId, wanted: LogsWanted) -> AsyncGenerator[bytes, None]:
-    try:
-        async with logs.tail(
-            cluster, job_id, stream=wanted.stream, follow=wanted.follow, from_byte=wanted.from_byte
-        ) as chunks:
-            async for chunk in chunks:
-                yield chunk
-    except BaseExceptionGroup as group:
-        # A generator that is closed early has GeneratorExit wrapped by the nursery inside it.
-        _, others = group.split(GeneratorExit)
-        if others is not None:
-            raise others from None
+def tail(cluster: Cluster, job_id: JobId, wanted: LogsWanted) -> AsyncGenerator[bytes, None]:
+    return logs.stream_bytes(
+        cluster, job_id, wanted.stream, follow=wanted.follow, from_byte=wanted.from_byte
+    )
 
 
 def make_app(cluster: Cluster) -> QuartTrio:

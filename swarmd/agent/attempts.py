@@ -10,7 +10,7 @@ import shutil
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import trio
@@ -23,7 +23,7 @@ from swarmd.cluster.feed import FellBehind
 from swarmd.cluster.handle import Cluster
 from swarmd.domain.actors import Actor
 from swarmd.domain.errors import Busy, SwarmError
-from swarmd.domain.events import AttemptStopped, BlobsDropped, Event, JobAssigned
+from swarmd.domain.events import AttemptStopped, Event, JobAssigned
 from swarmd.domain.jobs import (
     INLINE_BYTES_MAX,
     AttemptId,
@@ -79,7 +79,6 @@ class _Report:
     status: AttemptStatus | None = None
     result: Result | None = None
     acknowledge: bool = False
-    released: trio.Event = field(default_factory=trio.Event)
 
 
 class Attempts:
@@ -122,14 +121,12 @@ class Attempts:
 
     # What the swarm wants of us.
 
-    async def follow(self, nursery: trio.Nursery) -> None:
+    async def follow(self) -> None:
         me = self._cluster.node.id
 
         def wants(event: Event) -> bool:
             body = event.body
-            if isinstance(body, JobAssigned | AttemptStopped):
-                return body.node_id == me
-            return isinstance(body, BlobsDropped)
+            return isinstance(body, JobAssigned | AttemptStopped) and body.node_id == me
 
         while True:
             try:
@@ -489,7 +486,7 @@ async def open_attempts(attempts: Attempts) -> AsyncIterator[Attempts]:
         nursery.start_soon(attempts.hear)
         nursery.start_soon(attempts.report)
         nursery.start_soon(attempts.launch, nursery)
-        nursery.start_soon(attempts.follow, nursery)
+        nursery.start_soon(attempts.follow)
         nursery.start_soon(attempts.hand_over_again)
         nursery.start_soon(attempts.keep_tidy)
         yield attempts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Literal
 
@@ -38,13 +38,21 @@ async def tail(
             nursery.cancel_scope.cancel()
 
 
-async def lines(
-    cluster: Cluster, job_id: str, stream: Stream, *, follow: bool
-) -> AsyncIterator[bytes]:
-    """The same as a plain stream of bytes."""
-    async with tail(cluster, job_id, stream=stream, follow=follow) as chunks:
-        async for chunk in chunks:
-            yield chunk
+async def stream_bytes(
+    cluster: Cluster, job_id: str, stream: Stream, *, follow: bool, from_byte: int = 0
+) -> AsyncGenerator[bytes, None]:
+    """The same as a generator, for an answer that is sent while it comes."""
+    try:
+        async with tail(
+            cluster, job_id, stream=stream, follow=follow, from_byte=from_byte
+        ) as chunks:
+            async for chunk in chunks:
+                yield chunk
+    except BaseExceptionGroup as group:
+        # A generator that is closed early has GeneratorExit wrapped by the nursery inside it.
+        _, others = group.split(GeneratorExit)
+        if others is not None:
+            raise others from None
 
 
 async def _read_all(
