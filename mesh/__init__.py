@@ -1,0 +1,1 @@
+"""How nodes agree and reach each other: Raft, its log, its wires. It imports nothing of ours."""
