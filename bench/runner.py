@@ -18,7 +18,8 @@ import trio
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from swarmd.drivers.process import AttemptOrder, Ended, RunnerClient, RunnerSettings, open_runner
+from swarmd.drivers.frames import AttemptOrder, Ended
+from swarmd.drivers.process import RunnerClient, RunnerSettings, open_runner
 
 PROGRAM = "/bin/true"
 CHUNKS = 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -32,9 +33,18 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Temporary directories of this run's own. In the place that pytest takes by itself, each
     further run closes the way for the accounts that jobs of a run under way have."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # As for what a shell runs in the background; what tests start would inherit it.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    config.addinivalue_line("markers", "needs(*parts): the real parts of tests/parts.py")
     if config.option.basetemp is None and not hasattr(config, "workerinput"):
         config.option.basetemp = tempfile.mkdtemp(prefix="swarmd-tests-")
         config.stash[_OWN_BASETEMP] = Path(config.option.basetemp)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs"):
+        parts.need(*mark.args)
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
@@ -46,11 +56,16 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     missing: Counter[str] = Counter()
+    others: Counter[str] = Counter()
     for report in terminalreporter.stats.get("skipped", ()):
         words = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
         _, found, part = words.partition(parts.MISSING)
         if found:
             missing[part] += 1
+        else:
+            others[words] += 1
+    for reason, count in sorted(others.items()):
+        terminalreporter.write_line(f"skipped for another reason, {count}: {reason}")
     if not missing:
         terminalreporter.write_line("parts missing: none")
         return

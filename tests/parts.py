@@ -1,7 +1,8 @@
 """Real parts that some tests need. A missing one skips by name, or fails where all are required.
 
-`need("root", "cgroup-memory")` at the top of a test or fixture; `SWARMD_REQUIRE_PARTS=1` (as CI
-sets it) turns each skip into a failure. The session closes with a list of what was missing.
+`@pytest.mark.needs("root", "cgroup-memory")` on a test, or `need("root")` in a fixture that is not
+async: out of a Trio run the reason would not come. `SWARMD_REQUIRE_PARTS=1` (as CI sets it) turns
+each skip into a failure. The session closes with a list of what was missing.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import trio
 
 MISSING = "part missing: "
 REQUIRE = "SWARMD_REQUIRE_PARTS"
@@ -29,6 +31,8 @@ class Part:
 
 def need(*names: str) -> None:
     """Go on only where every named part is here."""
+    if trio.lowlevel.in_trio_run():
+        raise RuntimeError(f"use @pytest.mark.needs{names!r} on an async test")
     for name in names:
         if not is_here(name):
             words = f"{MISSING}{name} ({PARTS[name].remedy})"
@@ -113,6 +117,11 @@ def _cgroup(controller: str = "") -> Callable[[], bool]:
     return here
 
 
+def _cgroup2() -> bool:
+    unified = _own_cgroup("")
+    return unified is not None and _makes_child(unified, "cgroup.procs")
+
+
 def _ipv6() -> bool:
     with socket.socket(socket.AF_INET6) as probe:
         probe.bind(("::1", 0))
@@ -128,6 +137,7 @@ def _netns() -> bool:
 
 PARTS: dict[str, Part] = {
     "root": Part(_root, "run the tests as root"),
+    "cgroup2": Part(_cgroup2, "run as root where cgroup v2 is mounted, or with Delegate=yes"),
     "cgroup": Part(_cgroup(), "run as root, or with a delegated cgroup: Delegate=yes"),
     "cgroup-memory": Part(_cgroup("memory"), "a writable memory controller"),
     "cgroup-cpu": Part(_cgroup("cpu"), "a writable cpu controller"),
@@ -138,6 +148,7 @@ PARTS: dict[str, Part] = {
     "sshd": Part(lambda: Path("/usr/sbin/sshd").exists(), "install openssh-server"),
     "cc": Part(_program("cc"), "install gcc"),
     "setpriv": Part(_program("setpriv"), "install util-linux"),
+    "curl": Part(_program("curl"), "install curl"),
     "bash": Part(_program("bash"), "install bash"),
     "zsh": Part(_program("zsh"), "install zsh"),
     "fish": Part(_program("fish"), "install fish"),

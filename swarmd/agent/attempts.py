@@ -6,7 +6,6 @@ that neither a crash of this daemon nor one of the swarm's loses or repeats it."
 from __future__ import annotations
 
 import logging
-import shutil
 from collections import deque
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager, suppress
@@ -16,13 +15,14 @@ from pathlib import Path
 import trio
 
 from swarmd.agent.binaries import Binaries
+from swarmd.agent.directories import Directories
 from swarmd.agent.launch import JOB_PATH, Account, error_of, find_program, order_of, status_of
-from swarmd.agent.logs import AttemptLogs, tidy
+from swarmd.agent.logs import AttemptLogs
 from swarmd.agent.output import cut_file
 from swarmd.cluster.feed import FellBehind
-from swarmd.cluster.handle import Cluster
+from swarmd.cluster.handle import Cluster, local_reads
 from swarmd.domain.actors import Actor
-from swarmd.domain.errors import Busy, SwarmError
+from swarmd.domain.errors import Busy, SwarmError, Unavailable
 from swarmd.domain.events import AttemptStopped, Event, JobAssigned
 from swarmd.domain.jobs import (
     INLINE_BYTES_MAX,
@@ -32,16 +32,15 @@ from swarmd.domain.jobs import (
     Output,
     Result,
 )
-from swarmd.drivers.process import AttemptOrder, Ended, RunnerClient, Started
+from swarmd.drivers.frames import AttemptOrder, Ended, Started
+from swarmd.drivers.process import RunnerClient
 from swarmd.state.commands import AddBlob, AttemptReport, Command, ReportAttempts, T
 from swarmd.state.queries import Duty, ListDuties
 
 log = logging.getLogger(__name__)
 
 REPORTS_MAX = 100
-TIDY_EVERY_S = 0.5
-SPARES_MAX = 256
-LOGS_LOOK_EVERY_S = 60.0
+LEADERLESS_S = 0.5
 LINGER_S = 0.025
 """While more wait for the slots, reports are gathered this long: no job waits for them."""
 
@@ -97,12 +96,10 @@ class Attempts:
         self._report_wanted = trio.Event()
         self._wanted = trio.Event()
         self._let_go_of = trio.Event()
-        self._untidy: list[Path] = []
-        self._spares_dir = root / "spare"
-        self._spares: list[Path] = []
         self._closing = False
         self._runner_pid = 0
         self.logs = AttemptLogs(root, self._is_running)
+        self.directories = Directories(root, self._forget_logs)
 
     async def drain(self) -> None:
         """End what runs here and wait until the swarm knows; start nothing more."""
@@ -260,9 +257,15 @@ class Attempts:
             except (SwarmError, OSError) as error:
                 self._refuse(held, error.message if isinstance(error, SwarmError) else str(error))
         refusals = await self._runner.start(orders)
+        stopping = []
         for order in orders:
             if (ordered := self._held.get(AttemptId(order.id))) is not None:
                 ordered.ordered = True
+                if ordered.stopping:
+                    stopping.append(order.id)
+        if stopping:
+            # The word to stop may have come to the runner before the order, and meant nothing.
+            await self._runner.stop(stopping, grace_s=self._settings.grace_s)
         for refusal in refusals:
             if refusal.id is not None and (refused := self._held.get(AttemptId(refusal.id))):
                 self._refuse(refused, f"failed to start: {refusal.error}")
@@ -299,7 +302,7 @@ class Attempts:
         else:
             program = str(held.program)
         settings = self._settings
-        reuse = self._spares.pop() if self._spares and not self._links else None
+        reuse = None if self._links else self.directories.spare()
         return order_of(
             held.duty,
             program,
@@ -379,12 +382,15 @@ class Attempts:
         return Output(blob=info.sha256, size=len(data))
 
     async def _patiently(self, command: Command[T]) -> T:
-        """Propose, and again for as long as the swarm is too busy."""
+        """Propose, and again for as long as the swarm is too busy, or nobody leads it: what is
+        told twice counts once."""
         while True:
             try:
                 return await self._cluster.propose(command, self._actor)
             except Busy as busy:
                 await trio.sleep(busy.retry_after_s)
+            except Unavailable:
+                await trio.sleep(LEADERLESS_S)
 
     # Reporting.
 
@@ -431,28 +437,13 @@ class Attempts:
         if held.program is not None:
             self._binaries.release(held.program)
         self.logs.ended(attempt_id)
-        self._untidy.append(self.logs.directory(attempt_id))
+        self.directories.ended(self.logs.directory(attempt_id))
         self._let_go_of.set()
 
-    # Keeping the disk.
-
-    async def keep_tidy(self) -> None:
-        """Directories of ended attempts are put in order some at a time, off the loop."""
-        await trio.to_thread.run_sync(_empty, self._spares_dir)
-        next_look = trio.current_time()
-        while True:
-            if trio.current_time() >= next_look:
-                next_look = trio.current_time() + LOGS_LOOK_EVERY_S
-                keep = frozenset(self._held)
-                bytes_max = self._settings.logs_total_bytes_max
-                await trio.to_thread.run_sync(self.logs.forget_oldest, bytes_max, keep)
-            if self._untidy:
-                directories, self._untidy = self._untidy, []
-                room = SPARES_MAX - len(self._spares)
-                self._spares += await trio.to_thread.run_sync(
-                    tidy, directories, self._spares_dir, room
-                )
-            await trio.sleep(TIDY_EVERY_S)
+    async def _forget_logs(self) -> None:
+        """The oldest, where all together are over their bound."""
+        keep, bytes_max = frozenset(self._held), self._settings.logs_total_bytes_max
+        await trio.to_thread.run_sync(self.logs.forget_oldest, bytes_max, keep)
 
 
 def _read_small(path: Path, hole: tuple[int, int] | None) -> bytes | None:
@@ -468,12 +459,6 @@ def _read_small(path: Path, hole: tuple[int, int] | None) -> bytes | None:
     return None if len(data) > INLINE_BYTES_MAX else data
 
 
-def _empty(directory: Path) -> None:
-    """What an earlier daemon put aside is not known to be as good as new."""
-    shutil.rmtree(directory, ignore_errors=True)
-    directory.mkdir(mode=0o700)
-
-
 def _age_ms(now: float, at: float | None) -> int | None:
     return None if at is None else max(0, int((now - at) * 1000))
 
@@ -482,12 +467,14 @@ def _age_ms(now: float, at: float | None) -> int | None:
 async def open_attempts(attempts: Attempts) -> AsyncIterator[Attempts]:
     """Run what this node is given. Leaving it leaves jobs to the runner."""
     async with trio.open_nursery() as nursery:
-        await attempts.adopt()
-        nursery.start_soon(attempts.hear)
-        nursery.start_soon(attempts.report)
-        nursery.start_soon(attempts.launch, nursery)
-        nursery.start_soon(attempts.follow)
-        nursery.start_soon(attempts.hand_over_again)
-        nursery.start_soon(attempts.keep_tidy)
+        # What this node does follows from its own replica, leader or not.
+        with local_reads():
+            await attempts.adopt()
+            nursery.start_soon(attempts.hear)
+            nursery.start_soon(attempts.report)
+            nursery.start_soon(attempts.launch, nursery)
+            nursery.start_soon(attempts.follow)
+            nursery.start_soon(attempts.hand_over_again)
+            nursery.start_soon(attempts.directories.keep_tidy)
         yield attempts
         nursery.cancel_scope.cancel()

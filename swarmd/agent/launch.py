@@ -9,7 +9,7 @@ from pathlib import Path
 
 from swarmd.domain.errors import Invalid
 from swarmd.domain.jobs import AttemptStatus, Fetch, JobSpec
-from swarmd.drivers.process import AttemptOrder, Ended
+from swarmd.drivers.frames import AttemptOrder, Ended
 from swarmd.state.queries import Duty
 
 JOB_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
-import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -140,38 +139,3 @@ def _disk_bytes(directory: Path) -> int:
         with suppress(FileNotFoundError):
             total += entry.stat(follow_symlinks=False).st_blocks * 512
     return total
-
-
-def tidy(directories: Iterable[Path], spares: Path, room: int) -> list[Path]:
-    """The working directory goes with its attempt, logs stay. Directories that nothing was left in
-    are put aside for attempts to come, as many as there is room for; answers those. Blocks: in a
-    thread."""
-    kept: list[Path] = []
-    for directory in directories:
-        with suppress(OSError):
-            (directory / "program").unlink()
-        if len(kept) < room and _as_new(directory):
-            with suppress(OSError):
-                kept.append(directory.rename(spares / directory.name))
-                continue
-        try:
-            (directory / "work").rmdir()
-        except OSError:
-            shutil.rmtree(directory / "work", ignore_errors=True)
-        with suppress(OSError):  # a log is made with its first byte, and then stays
-            directory.rmdir()
-    return kept
-
-
-def _as_new(directory: Path) -> bool:
-    """Nothing tells of the attempt that had it: no file, no attribute, no access list."""
-    work = directory / "work"
-    try:
-        return (
-            stat.S_ISDIR(work.lstat().st_mode)
-            and not any(entry.name != "work" for entry in os.scandir(directory))
-            and not any(os.scandir(work))
-            and not os.listxattr(work, follow_symlinks=False)
-        )
-    except OSError:
-        return False

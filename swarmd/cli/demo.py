@@ -30,6 +30,7 @@ from swarmd.cli.main import EXIT_REFUSED, tell
 
 ADDRESS = "127.0.0.1"
 DOCUMENTED_PORTS = {"jobqueue": 8080, "console": 8470}
+ANY_PORT = 0
 READY_TIMEOUT_S = 30.0
 END_TIMEOUT_S = 20.0
 LOG_LINES_SHOWN = 20
@@ -104,22 +105,41 @@ def _place(data_dir: Path | None) -> Iterator[Path]:
 def _node(place: Path) -> Iterator[tuple[Daemon, dict[str, str]]]:
     """A running node and its URLs; at the end it, its runner and its jobs are gone."""
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    ports = {surface: _documented_or_any(surface) for surface in DOCUMENTED_PORTS}
+    while True:
+        child = _start(place, ports)
+        daemon = Daemon(place)
+        try:
+            urls = _Listener(child).wait_ready()
+            break
+        except PortLost as lost:
+            _wait_or_kill(child)
+            if not ports.get(lost.surface):
+                raise
+            # Free when it was looked at, and taken since. Any port cannot be, so this comes to an
+            # end with the last surface.
+            _tell_moved(lost.surface)
+            ports[lost.surface] = ANY_PORT
+        except BaseException:
+            _end(daemon, child)
+            raise
+    try:
+        yield daemon, urls
+    finally:
+        _end(daemon, child)
+
+
+def _start(place: Path, ports: dict[str, int]) -> subprocess.Popen[str]:
     settings = place / "demo.toml"
-    settings.write_text(_settings(_ports()))
+    settings.write_text(_settings(ports))
     kept = {k: v for k, v in os.environ.items() if not k.startswith("SWARMD_") and k != "ADMIN_KEY"}
-    child = subprocess.Popen(
+    return subprocess.Popen(
         [*_ourselves(), "up", "--data-dir", str(place), "--config", str(settings)],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         errors="replace", env=kept,
         # Ctrl-C is for us: the child is then told to stop, and to end its jobs.
         start_new_session=True,
     )  # fmt: skip
-    daemon = Daemon(place)
-    listener = _Listener(child)
-    try:
-        yield daemon, listener.wait_ready()
-    finally:
-        _end(daemon, child)
 
 
 def _ourselves() -> list[str]:
@@ -127,19 +147,21 @@ def _ourselves() -> list[str]:
     return [sys.executable] if bundled else [sys.executable, "-m", "swarmd"]
 
 
-def _ports() -> dict[str, int]:
-    """The documented ones, or 0 (any that is free) for one that is taken."""
-    ports = {}
-    for surface, port in DOCUMENTED_PORTS.items():
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((ADDRESS, port))
-            except OSError:
-                tell(f"port {port} is taken: {surface} moves to a free one")
-                port = 0
-        ports[surface] = port
-    return ports
+def _documented_or_any(surface: str) -> int:
+    """The documented port, or any that is free where that is taken."""
+    port = DOCUMENTED_PORTS[surface]
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((ADDRESS, port))
+        except OSError:
+            _tell_moved(surface)
+            return ANY_PORT
+    return port
+
+
+def _tell_moved(surface: str) -> None:
+    tell(f"port {DOCUMENTED_PORTS[surface]} is taken: {surface} moves to a free one")
 
 
 def _settings(ports: dict[str, int]) -> str:
@@ -147,6 +169,17 @@ def _settings(ports: dict[str, int]) -> str:
     for surface, port in ports.items():
         lines += [f"[surfaces.{surface}]", f"port = {port}"]
     return "\n".join(lines) + "\n"
+
+
+_PORT_LOST = re.compile(r"surface (\w+) cannot listen on [^ ]+: the port is taken")
+
+
+class PortLost(Refused):
+    """The node could not start, since somebody took the port of one of its surfaces."""
+
+    def __init__(self, message: str, surface: str) -> None:
+        super().__init__(message)
+        self.surface = surface
 
 
 class _Listener:
@@ -164,20 +197,23 @@ class _Listener:
         self._heard.wait(READY_TIMEOUT_S)
         if not self._urls:
             said = "".join(self._last).strip()
-            raise Refused(f"the node did not start; it said:\n{said or '(nothing)'}")
+            words = f"the node did not start; it said:\n{said or '(nothing)'}"
+            lost = _PORT_LOST.search(said)
+            raise PortLost(words, lost[1]) if lost else Refused(words)
         return self._urls
 
     def _listen(self) -> None:
         assert self._child.stderr is not None
-        for line in self._child.stderr:
-            urls = dict(re.findall(r"(\w+) (https?://[^\s,]+)", line))
-            if not self._heard.is_set() and urls.keys() >= DOCUMENTED_PORTS.keys():
-                self._urls = urls
-                self._heard.set()
-            elif self._heard.is_set():
-                sys.stderr.write(line)
-            else:
-                self._last.append(line)
+        with self._child.stderr as lines:
+            for line in lines:
+                urls = dict(re.findall(r"(\w+) (https?://[^\s,]+)", line))
+                if not self._heard.is_set() and urls.keys() >= DOCUMENTED_PORTS.keys():
+                    self._urls = urls
+                    self._heard.set()
+                elif self._heard.is_set():
+                    sys.stderr.write(line)
+                else:
+                    self._last.append(line)
         self._heard.set()
 
 
@@ -210,8 +246,24 @@ def _end(daemon: Daemon, child: subprocess.Popen[str]) -> None:
     """In its own time, which is bounded."""
     for number in _ENDS:
         signal.signal(number, signal.SIG_IGN)
-    with contextlib.suppress(Refused):
+    if not _told_to_stop(daemon, child):
+        child.terminate()
+    _wait_or_kill(child)
+
+
+def _told_to_stop(daemon: Daemon, child: subprocess.Popen[str]) -> bool:
+    """With its jobs. In a directory that somebody else's node holds, that one is left alone."""
+    try:
+        pid = daemon.pid()
+        if pid is None or os.getsid(pid) != child.pid:
+            return False
         daemon.post("/api/v1/stop", {"jobs": True}, timeout_s=5.0)
+    except (Refused, ProcessLookupError):
+        return False
+    return True
+
+
+def _wait_or_kill(child: subprocess.Popen[str]) -> None:
     for last_word in (child.terminate, child.kill):
         try:
             child.wait(END_TIMEOUT_S)

@@ -11,7 +11,6 @@ import contextlib
 import logging
 import os
 import sys
-import time
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -22,19 +21,27 @@ import msgspec
 import trio
 
 import swarmd.runner
-from swarmd.domain.errors import Invalid, TooLarge, Unavailable
+from swarmd.domain.errors import Invalid, Unavailable
+from swarmd.drivers.frames import (
+    FRAME_BYTES_MAX,
+    FRAMES,
+    HELLOS,
+    VERSION,
+    AttemptOrder,
+    AttemptStanding,
+    Event,
+    Events,
+    Frame,
+    Refusal,
+    RunnerFacts,
+    Started,
+    batches_of,
+)  # fmt: skip
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
-FRAME_BYTES_MAX = 1024 * 1024
-BATCH_BYTES = 512 * 1024
 IDS_PER_REQUEST = 10_000
 REQUESTS_MAX = 16
-
-
-def _age_s(boottime_ns: int) -> float:
-    return max(0.0, (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - boottime_ns) / 1e9)
 
 
 class RunnerSettings(msgspec.Struct, frozen=True):
@@ -48,145 +55,17 @@ class RunnerSettings(msgspec.Struct, frozen=True):
     request_timeout_s: float = 30.0
 
 
-class AttemptOrder(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`env` is the job's whole environment, but for SWARMD_ATTEMPT, which the runner adds."""
-
-    id: int
-    dir: str
-    argv: tuple[str, ...]
-    reuse: str | None = None
-    """The directory of an ended attempt, as good as new, to be renamed to `dir`."""
-    env: dict[str, str] = {}
-    uid: int | None = None
-    gid: int | None = None
-    timeout_ms: int | None = None
-    grace_ms: int = 5000
-    memory_bytes: int | None = None
-    cpus: float | None = None
-    pids: int | None = None
-    lease_ms: int | None = None
-    log_bytes_max: int | None = None
-
-
-class AttemptStanding(msgspec.Struct, frozen=True):
-    id: int
-    status: str
-    """waiting, running, ending or ended."""
-    pid: int = 0
-    started_boottime_ns: int | None = msgspec.field(default=None, name="started_ns")
-
-    @property
-    def age_s(self) -> float:
-        """How long ago it was started; 0 where that is not known, or yet to come."""
-        return 0.0 if self.started_boottime_ns is None else _age_s(self.started_boottime_ns)
-
-
-class Refusal(msgspec.Struct, frozen=True):
-    """An order that was not taken, and why; asking again may help only where the words say so."""
-
-    id: int | None
-    error: str
-
-
-class Started(msgspec.Struct, frozen=True):
-    """Left out for an attempt whose end is there to be told already."""
-
-    id: int
-    pid: int
-    boottime_ns: int
-
-    @property
-    def age_s(self) -> float:
-        return _age_s(self.boottime_ns)
-
-
-class Ended(msgspec.Struct, frozen=True):
-    """The whole tree is gone, and the record of it on the disk. Acknowledge it when yours is."""
-
-    id: int
-    reason: str
-    """exit, timeout, stopped, lease, oom, lost or start_failed."""
-    pid: int = 0
-    exit_code: int | None = None
-    signal: int | None = None
-    error: str | None = None
-    started_boottime_ns: int | None = msgspec.field(default=None, name="started_ns")
-    """None where it never was, or before this machine was restarted."""
-    ended_boottime_ns: int | None = msgspec.field(default=None, name="ended_ns")
-    user_cpu_ms: float = 0.0
-    sys_cpu_ms: float = 0.0
-    max_rss_bytes: int = 0
-    """0 where it was less than the runner itself takes, some 12 MB."""
-    stdout_size: int = 0
-    stderr_size: int = 0
-    stdout_cut: tuple[int, int] | None = None
-    """This range of the file is gone; the rest is at its own offsets."""
-    stderr_cut: tuple[int, int] | None = None
-    notes: tuple[str, ...] = ()
-
-    @property
-    def started_age_s(self) -> float | None:
-        return None if self.started_boottime_ns is None else _age_s(self.started_boottime_ns)
-
-    @property
-    def ended_age_s(self) -> float:
-        return 0.0 if self.ended_boottime_ns is None else _age_s(self.ended_boottime_ns)
-
-    @property
-    def cuts(self) -> dict[str, tuple[int, int]]:
-        """Stream to the range of its file that is gone."""
-        both = {"stdout": self.stdout_cut, "stderr": self.stderr_cut}
-        return {name: cut for name, cut in both.items() if cut is not None}
-
-
-Event = Started | Ended
-Events = list[Event]
-
-
-class RunnerFacts(msgspec.Struct, frozen=True):
-    """What the runner says of itself and of this machine when a connection begins."""
-
-    pid: int
-    version: int
-    boot_id: str
-    now_ns: int
-    tracking: str
-    """cgroup2, cgroup1, or proc where there is no cgroup to be had."""
-    enforces: dict[str, bool]
-    """memory, cpus, pids: are such limits kept?"""
-    trouble: str = ""
-
-
-class _Frame(msgspec.Struct):
-    """Every kind of frame that the runner sends; what a kind lacks stays empty."""
-
-    kind: str
-    seq: int | None = None
-    error: str | None = None
-    refused: list[Refusal] = []
-    known: list[AttemptStanding] = []
-    unknown: list[int] = []
-    attempts: list[AttemptStanding] = []
-    more: bool = False
-    started: list[tuple[int, int, int]] = []
-    ended: list[Ended] = []
-
-
-_frames = msgspec.json.Decoder(_Frame)
-_hellos = msgspec.json.Decoder(RunnerFacts)
-
-
 class _Lost(Exception):
     """The connection went away under a request; all requests may be repeated."""
 
 
-_Frames = list[_Frame]
+_Frames = list[Frame]
 _Ids = list[int]
 
 
 class _Reply:
     def __init__(self) -> None:
-        self.frames: list[_Frame] = []
+        self.frames: list[Frame] = []
         self.done = trio.Event()
 
 
@@ -207,7 +86,7 @@ class _Connection:
         self._out += msgspec.json.encode(frame) + b"\n"
         self._wake.set()
 
-    async def request(self, frame: dict[str, Any]) -> list[_Frame]:
+    async def request(self, frame: dict[str, Any]) -> list[Frame]:
         if self.lost:
             raise _Lost
         self._seq += 1
@@ -262,7 +141,7 @@ class RunnerClient:
         """Hand over attempts; an id that the runner knows is not started again. Answers those
         that it would not take. TooLarge: one order alone is over a frame's bound."""
         refused: list[Refusal] = []
-        for batch in _batches(orders):
+        for batch in batches_of(orders):
             frames = await self._ask({"kind": "start", "orders": batch})
             refused += frames[-1].refused
         return refused
@@ -411,7 +290,7 @@ class RunnerClient:
                 data += more
             line, _, rest = data.partition(b"\n")
             try:
-                facts = _hellos.decode(line)
+                facts = HELLOS.decode(line)
             except msgspec.MsgspecError as exc:
                 raise Unavailable(f"the runner's greeting is not understood: {exc}") from exc
         except BaseException:
@@ -452,7 +331,7 @@ class RunnerClient:
             *lines, data = data.split(b"\n")
             for line in lines:
                 try:
-                    self._take_in(connection, _frames.decode(line))
+                    self._take_in(connection, FRAMES.decode(line))
                 except msgspec.MsgspecError as exc:
                     log.error("the runner sent what is no frame", extra={"error": str(exc)})
                     return
@@ -465,7 +344,7 @@ class RunnerClient:
                 return
             data += more
 
-    def _take_in(self, connection: _Connection, frame: _Frame) -> None:
+    def _take_in(self, connection: _Connection, frame: Frame) -> None:
         if frame.kind == "events":
             self._events.extend(Started(*started) for started in frame.started)
             self._events.extend(frame.ended)
@@ -516,22 +395,3 @@ def _environment() -> dict[str, str]:
     if getattr(sys, "frozen", False):
         environment["PYINSTALLER_RESET_ENVIRONMENT"] = "1"
     return environment
-
-
-def _batches(orders: Sequence[AttemptOrder]) -> list[list[AttemptOrder]]:
-    batches: list[list[AttemptOrder]] = [[]]
-    size = 0
-    for order in orders:
-        length = len(msgspec.json.encode(order))
-        if length > FRAME_BYTES_MAX - 256:
-            raise TooLarge(
-                f"attempt {order.id}: arguments and environment take {length} bytes,"
-                f" at most {FRAME_BYTES_MAX - 256} are possible",
-                attempt_id=order.id,
-            )
-        if size + length > BATCH_BYTES and batches[-1]:
-            batches.append([])
-            size = 0
-        batches[-1].append(order)
-        size += length
-    return batches if orders else []

@@ -12,7 +12,7 @@ import signal
 from typing import Any
 
 from swarmd.runner import trees
-from swarmd.runner.cgroups import Group
+from swarmd.runner.groups import Group
 from swarmd.runner.orders import Order
 from swarmd.runner.outputs import Output
 from swarmd.runner.wire import dumps

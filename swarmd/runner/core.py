@@ -17,19 +17,12 @@ from typing import Any
 
 from swarmd.runner import trees
 from swarmd.runner.attempts import CLEAR_S_MAX, NS_PER_MS, Attempt, end_unstarted
+from swarmd.runner.burial import bury
 from swarmd.runner.cgroups import Cgroups
-from swarmd.runner.journal import Began, Journal
-from swarmd.runner.launchers import (
-    LAUNCHERS_MAX,
-    PAUSE_NS,
-    Account,
-    Launcher,
-    LauncherLostError,
-    unreaped,
-)  # fmt: skip
+from swarmd.runner.journal import Journal
 from swarmd.runner.orders import Order
-from swarmd.runner.outputs import Output
-from swarmd.runner.spawn import Spawner, request_of
+from swarmd.runner.pipes import Pipes
+from swarmd.runner.starter import Deaths, Starter
 
 STRAYS_TICK_NS = 250 * NS_PER_MS
 TICK_NS = 10_000 * NS_PER_MS
@@ -37,13 +30,14 @@ TICK_NS = 10_000 * NS_PER_MS
 CLEAR_TICK_NS = 10 * NS_PER_MS
 JOURNAL_RETRY_NS = 1000 * NS_PER_MS
 STARTS_PER_TURN = 8
+GATHER_NS = 10 * NS_PER_MS
+"""While attempts wait for a place, what became of others is written and told this often."""
 HELD_MAX = 8192
 FILES_PER_ATTEMPT = 13
 """Two pipes and their files, and of its cgroups the ways in, the events, bounds and counts."""
 FILES_SPARE = 600
 """Connections, the pools of groups, and whatever is open for an instant."""
 KNOWN_MAX = 16_384
-PAUSED_MAX = 1024
 
 
 class Core:
@@ -59,31 +53,24 @@ class Core:
         self.draining = False
         """Nothing more is started; the process ends when nothing runs."""
         self.trouble = journal.damage
-        self.outputs: dict[int, Output] = {}
-        """By the pipe that the loop's epoll watches."""
-        self._epoll = epoll
-        self._spawner = Spawner()
+        self.pipes = Pipes(epoll)
+        self.starter = Starter(cgroups, epoll)
         self._mains: dict[int, Attempt] = {}
         self._clearing: dict[int, Attempt] = {}
-        self.launchers: dict[int, Launcher] = {}
-        """By the socket that the loop's epoll watches."""
-        self._launchers: dict[Account, Launcher] = {}
-        self._paused_ns: dict[Account, int] = {}
-        self._deaths: list[tuple[int, int | None, Any]] = []
         self._strays: dict[int, set[int]] = {}
         """Orphans that cannot be told apart (no cgroup): killed with the last that may own them."""
         self._started: list[tuple[int, int]] = []
-        self._ends: dict[int, str] = {}
+        self._ends: dict[int, str] = bury(journal, now_ns)
         self._acks: list[int] = []
         self._tick_ns = TICK_NS if cgroups.unified else STRAYS_TICK_NS
         self._next_ns = now_ns
+        self._commit_ns = now_ns
+        """What is gathered is written and told then."""
         self._retry_ns = 0
-        self._privileged = os.geteuid() == 0
         files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         # Beyond this they wait for one another.
         self._files_max = max(8, (files - FILES_SPARE) // FILES_PER_ATTEMPT)
         self._running_max = self._files_max
-        self._bury(now_ns)
 
     # -- requests --------------------------------------------------------------------------------
 
@@ -114,7 +101,7 @@ class Core:
             raise ValueError("this attempt has ended, and its end was acknowledged")
         if self.draining:
             raise ValueError("the runner is ending; start it again for new attempts")
-        if order.uid is not None and not self._privileged and order.uid != os.geteuid():
+        if not self.starter.may_start(order.uid):
             raise ValueError("uid: only a runner that is root can start jobs as another account")
         if len(self.waiting) + len(self.running) >= HELD_MAX:
             raise ValueError(f"the runner holds {HELD_MAX} attempts; wait for an end")
@@ -188,11 +175,12 @@ class Core:
 
     def sleep_ns(self, now_ns: int) -> int | None:
         """How long the loop may sleep; None where only an event can bring something."""
-        if self._ends or self._acks:
-            return max(0, self._retry_ns - now_ns)
         if self.waiting and len(self.running) < self._running_max:
             return 0
-        return max(0, self._next_ns - now_ns) if self.running else None
+        dues = [self._next_ns] if self.running else []
+        if self._ends or self._acks or self._started:
+            dues.append(max(self._commit_ns, self._retry_ns))
+        return max(0, min(dues) - now_ns) if dues else None
 
     def turn(self, now_ns: int, *, reap: bool) -> None:
         """Everything that is due: starts, deaths, deadlines, and one write for all of it."""
@@ -200,10 +188,15 @@ class Core:
             self._start_some(now_ns)
         if reap or self.running:
             self._reap(now_ns)
+        self.pipes.watch_due(now_ns)
         if now_ns >= self._next_ns and self.running:
             self._tick(now_ns)
-        if (self._ends or self._acks or self._started) and now_ns >= self._retry_ns:
-            self._commit(now_ns)
+        if self._ends or self._acks or self._started:
+            # A sync and a word to the daemon for each would cost a third of what a short job does.
+            gather = self.waiting and not self.draining
+            if now_ns >= self._retry_ns and (not gather or now_ns >= self._commit_ns):
+                self._commit(now_ns)
+                self._commit_ns = now_ns + GATHER_NS
 
     def _start_some(self, now_ns: int) -> None:
         if not self.running:
@@ -226,7 +219,7 @@ class Core:
             attempt = Attempt(order, f"{self.journal.key}-{order.id}", now_ns)
             self.running[order.id] = attempt
             try:
-                self._launch(attempt, now_ns)
+                self.starter.start(attempt, now_ns)
             except OSError as exc:
                 at = f": {os.fsdecode(exc.filename)}" if exc.filename else ""
                 self._fail(attempt, f"{exc.strerror}{at}")
@@ -234,153 +227,12 @@ class Core:
                 continue
             self._mains[attempt.pid] = attempt
             self._started.append((order.id, attempt.pid))
-            self.news[order.id] = None
+            self.pipes.add(attempt, now_ns)
+            self._wake_by(self.pipes.due_ns())
             self._wake_by(attempt.due_ns())
 
-    def _launch(self, attempt: Attempt, now_ns: int) -> None:
-        order = attempt.order
-        self._prepare(attempt)
-        stdout, stderr = (output.job_end for output in attempt.outputs)
-        try:
-            group, attempt.notes = self.cgroups.open(order)
-            attempt.group = group
-            change = order.uid is not None and self._privileged
-            if change and self._start_by_launcher(attempt, now_ns):
-                return
-            for note in group.hold() if group is not None else ():
-                attempt.note(note)
-            visit = group is not None and not group.limited and self.cgroups.can_visit
-            if not (visit or group is None) or change:
-                enter = group.enter if group is not None else []
-                attempt.pid = self._spawner.fork(order, stdout, stderr, enter)
-                return
-            with self._spawner.files_of_jobs():
-                if group is None:
-                    attempt.pid = self._spawner.spawn(order, stdout, stderr)
-                    return
-                self.cgroups.visit(group)
-                try:
-                    attempt.pid = self._spawner.spawn(order, stdout, stderr)
-                finally:
-                    with contextlib.suppress(OSError):
-                        self.cgroups.leave(group)
-        finally:
-            for output in attempt.outputs:
-                output.close_job_end()
-
-    def _start_by_launcher(self, attempt: Attempt, now_ns: int) -> bool:
-        """False: no launcher could, and certainly none did."""
-        order, group = attempt.order, attempt.group
-        assert order.uid is not None and order.gid is not None
-        if group is None or not self.cgroups.can_send(group, order):
-            return False
-        launcher = self._launcher((order.uid, order.gid), now_ns)
-        if launcher is None:
-            return False
-        try:
-            group.lift()
-        except OSError:
-            return False
-        # Through a descriptor, for the way to it may be closed to the job.
-        work = os.open(f"{order.dir}/work", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        failure: OSError | None = None
-        try:
-            self.cgroups.send(launcher.pid, group)
-            try:
-                fds = [work, *(output.job_end for output in attempt.outputs)]
-                attempt.pid = launcher.start(request_of(order), fds)
-            except OSError as exc:
-                failure = exc
-            self.cgroups.recall(launcher.pid, group)
-        except (OSError, LauncherLostError):
-            group.kept_for = None
-            self._lose_launcher(launcher, now_ns + PAUSE_NS)
-            if not attempt.pid and failure is None:
-                # What it did not tell of it did not reap: a child would be ours now.
-                found = [pid for pid in trees.own_children() if attempt.of_its_group(pid)]
-                attempt.pid = found[0] if found else 0
-                return bool(found)
-        finally:
-            for note in group.hold():
-                attempt.note(note)
-            os.close(work)
-        if failure is not None:
-            raise failure
-        return True
-
-    def _launcher(self, account: Account, now_ns: int) -> Launcher | None:
-        found = self._launchers.get(account)
-        if found is not None or len(self._launchers) >= LAUNCHERS_MAX:
-            return found
-        if self._paused_ns.get(account, 0) > now_ns:
-            return None
-        try:
-            launcher = Launcher(account, self._spawner.files)
-        except OSError:
-            return None
-        self._launchers[account] = launcher
-        self.launchers[launcher.fileno()] = launcher
-        self._epoll.register(launcher.fileno(), select.EPOLLIN)
-        return launcher
-
-    def hear_launcher(self, fd: int, now_ns: int) -> None:
-        launcher = self.launchers[fd]
-        if not launcher.hear():
-            self._lose_launcher(launcher, now_ns + PAUSE_NS if launcher.children else now_ns)
-
-    def _lose_launcher(self, launcher: Launcher, paused_ns: int) -> None:
-        """It went, idle, or something went wrong with it. Its children are ours, but for those
-        that it reaped without having told."""
-        del self._launchers[launcher.account], self.launchers[launcher.fileno()]
-        self._epoll.unregister(launcher.fileno())
-        launcher.kill()
-        self._deaths += launcher.deaths
-        self._deaths += [(pid, None, None) for pid in launcher.children if not unreaped(pid)]
-        if len(self._paused_ns) >= PAUSED_MAX:
-            del self._paused_ns[next(iter(self._paused_ns))]
-        self._paused_ns[launcher.account] = paused_ns
-
-    def _prepare(self, attempt: Attempt) -> None:
-        """The attempt's directory, which the job cannot write, what in it is the job's own, and
-        the pipes for what it prints."""
-        order = attempt.order
-        work = f"{order.dir}/work"
-        change = order.uid is not None and self._privileged
-        if order.reuse is not None:
-            # Empty, and cheaper than a new one: ext4 looks for an inode past all that were freed
-            # within half a minute.
-            with contextlib.suppress(OSError):
-                os.rename(order.reuse, order.dir)
-                os.chmod(work, 0o700)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(order.dir, 0o711)
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(work, 0o700)
-        if change:
-            assert order.uid is not None and order.gid is not None
-            os.chown(work, order.uid, order.gid, follow_symlinks=False)
-        for name in ("stdout", "stderr"):
-            output = Output(order.dir, name, order.log_bytes_max)
-            attempt.outputs.append(output)
-            if change:
-                assert order.uid is not None and order.gid is not None
-                output.give_to(order.uid, order.gid)
-            self._epoll.register(output.pipe, select.EPOLLIN)
-            self.outputs[output.pipe] = output
-
-    def take_output(self, pipe: int, mask: int) -> None:
-        """A slice of what came through a pipe; the rest in later turns, after the others'."""
-        output = self.outputs[pipe]
-        # Only hung up: nobody holds its other end any more, and nothing is left in it.
-        if not mask & select.EPOLLIN or output.take() == 0:
-            self._forget(output)
-            output.close_pipe()
-
-    def _forget(self, output: Output) -> None:
-        if self.outputs.pop(output.pipe, None) is not None:
-            self._epoll.unregister(output.pipe)
-
     def _reap(self, now_ns: int) -> None:
+        deaths: Deaths = []
         while True:
             try:
                 pid, status, usage = os.wait4(-1, os.WNOHANG | os.WUNTRACED)
@@ -388,16 +240,11 @@ class Core:
                 break
             if pid == 0:
                 break
-            if not os.WIFSTOPPED(status):
-                self._deaths.append((pid, status, usage))
-            for launcher in [i for i in self._launchers.values() if i.pid == pid]:
-                # One that a job has stopped would never tell of an end.
-                launcher.reaped = not os.WIFSTOPPED(status)
-                self._lose_launcher(launcher, now_ns + PAUSE_NS if launcher.children else now_ns)
-        for launcher in self._launchers.values():
-            self._deaths += launcher.deaths
-            launcher.deaths = []
-        deaths, self._deaths = self._deaths, []
+            stopped = os.WIFSTOPPED(status)
+            if not stopped:
+                deaths.append((pid, status, usage))
+            self.starter.reaped(pid, stopped, now_ns)
+        deaths += self.starter.deaths()
         for dead_pid, how, spent in deaths:
             attempt = self._mains.pop(dead_pid, None)
             if attempt is None:
@@ -407,7 +254,7 @@ class Core:
             if how is None:
                 attempt.reason, attempt.error = "lost", "who started it was killed before it told"
             elif how == 127 << 8:
-                why = self._spawner.failure(dead_pid)
+                why = self.starter.failure(dead_pid)
                 if why:
                     self._fail(attempt, why)
             if attempt.group is not None and attempt.order.memory_bytes is not None:
@@ -440,6 +287,7 @@ class Core:
 
     def _tick(self, now_ns: int) -> None:
         self._next_ns = now_ns + self._tick_ns
+        self._wake_by(self.pipes.due_ns())
         for attempt in list(self.running.values()):
             due_ns = attempt.due_ns()
             if due_ns is not None and now_ns >= due_ns and attempt.kill_ns is None:
@@ -475,9 +323,7 @@ class Core:
         attempt.reason, attempt.error = "start_failed", f"failed to start: {why}"
 
     def _finish(self, attempt: Attempt, now_ns: int) -> None:
-        for output in attempt.outputs:
-            self._forget(output)
-            output.close()
+        self.pipes.close(attempt)
         del self.running[attempt.order.id]
         if attempt.group is not None:
             self.cgroups.close(attempt.group)
@@ -487,6 +333,7 @@ class Core:
 
     def _commit(self, now_ns: int) -> None:
         ends, acks = self._ends, self._acks
+        self.news.update((attempt_id, None) for attempt_id, _ in self._started)
         try:
             try:
                 self.journal.commit(self._started, ends, acks)
@@ -506,42 +353,3 @@ class Core:
     def _wake_by(self, at_ns: int | None) -> None:
         if at_ns is not None and at_ns < self._next_ns:
             self._next_ns = at_ns
-
-    # -- after a runner that was killed ----------------------------------------------------------
-
-    def _bury(self, now_ns: int) -> None:
-        """End what a runner before us started and did not see to its end; tell it as lost."""
-        began = dict(self.journal.began)
-        if not began:
-            return
-        here = {i: b for i, b in began.items() if b.boot_id == self.journal.boot_id}
-        for _ in range(200):
-            left = _remnants(here, self.journal.key)
-            for pid in left:
-                with contextlib.suppress(ProcessLookupError, PermissionError):
-                    os.kill(pid, signal.SIGKILL)
-            if not left:
-                break
-            signal.sigtimedwait((), 0.01)
-        for attempt_id in began:
-            error = "the runner that held it was killed"
-            if attempt_id not in here:
-                error = "the machine was restarted"
-            self._ends[attempt_id] = end_unstarted(attempt_id, "lost", error, now_ns)
-
-
-def _remnants(began: dict[int, Began], key: str) -> set[int]:
-    """Processes by their attempt's tag, or in the session that an attempt's process opened."""
-    if not began:
-        return set()
-    processes = trees.scan()
-    # A start is told in clock ticks, rounded down; an older process is none of ours.
-    sessions = {b.pid: b.since_ns - 20 * NS_PER_MS for b in began.values() if b.pid}
-    tags = {f"{key}-{attempt_id}" for attempt_id in began}
-    roots = {
-        pid
-        for pid, process in processes.items()
-        if process.since_ns >= sessions.get(process.session, process.since_ns + 1)
-        or trees.tag_of(pid) in tags
-    }
-    return trees.with_descendants(processes, roots - {os.getpid()})

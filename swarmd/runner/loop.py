@@ -32,6 +32,8 @@ CONNECTIONS_MAX = 16
 OUT_BYTES_MAX = 4 * 1024 * 1024
 IDS_MAX = 100_000
 EVENT_BYTES = 256 * 1024
+RECEIVE_BYTES = 64 * 1024
+"""Small enough for the allocator to have it at hand; more would be mapped anew each time."""
 EVENTS_PER_TURN = 2048
 LIST_PER_FRAME = 1000
 QUIT_LINGER_S = 1.0
@@ -105,10 +107,10 @@ class Loop:
             sleep_ns = max(0, idle_since_ns + self._idle_ns - now)
         reap = bool(self._core.running)
         for fd, mask in self._epoll.poll(-1 if sleep_ns is None else sleep_ns / _S):
-            if fd in self._core.outputs:
-                self._core.take_output(fd, mask)
-            elif fd in self._core.launchers:
-                self._core.hear_launcher(fd, now)
+            if fd in self._core.pipes:
+                self._core.pipes.take(fd, mask)
+            elif fd in self._core.starter.launchers:
+                self._core.starter.hear(fd, now)
             elif fd == self._signals:
                 if signal.SIGTERM in os.read(fd, 65536):
                     self._log("told to end by SIGTERM")
@@ -158,7 +160,7 @@ class Loop:
     def _serve(self, connection: Connection, mask: int) -> None:
         try:
             if mask & (select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR):
-                data = connection.sock.recv(262_144)
+                data = connection.sock.recv(RECEIVE_BYTES)
                 if not data:
                     self._drop(connection)
                     return

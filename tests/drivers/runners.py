@@ -14,14 +14,8 @@ from pathlib import Path
 
 import trio
 
-from swarmd.drivers.process import (
-    AttemptOrder,
-    Ended,
-    RunnerClient,
-    RunnerSettings,
-    Started,
-    open_runner,
-)  # fmt: skip
+from swarmd.drivers.frames import AttemptOrder, Ended, Started
+from swarmd.drivers.process import RunnerClient, RunnerSettings, open_runner
 
 PATH = "/usr/local/bin:/usr/bin:/bin"
 NOBODY = {"uid": 65534, "gid": 65534}

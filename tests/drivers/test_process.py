@@ -18,7 +18,7 @@ import pytest
 import trio
 
 from swarmd.domain.errors import TooLarge
-from swarmd.drivers.process import AttemptOrder, Ended
+from swarmd.drivers.frames import AttemptOrder, Ended
 from tests.drivers.runners import (
     NOBODY,
     PATH,
@@ -35,8 +35,14 @@ from tests.drivers.runners import (
     started,
     until,
 )  # fmt: skip
-from tests.parts import need
 
+ACCOUNTS = pytest.mark.parametrize(
+    "account",
+    [
+        pytest.param({}, id="own"),
+        pytest.param(NOBODY, id="other", marks=pytest.mark.needs("root")),
+    ],
+)
 STUBBORN = "trap '' TERM; echo $$ > {file}; while :; do sleep 0.05; done"
 
 
@@ -84,12 +90,10 @@ async def test_a_job_gets_its_own_place_and_nothing_of_ours(folder: Path) -> Non
         assert core == "0"
 
 
-@pytest.mark.parametrize("account", ["own", "other"])
-async def test_what_cannot_be_run_is_told_apart_from_127(folder: Path, account: str) -> None:
-    more: dict[str, int] = {}
-    if account == "other":
-        need("root")
-        more = NOBODY
+@ACCOUNTS
+async def test_what_cannot_be_run_is_told_apart_from_127(
+    folder: Path, account: dict[str, int]
+) -> None:
     text = Path(folder, "text")
     text.write_text("#!/no/such/interpreter\n")
     text.chmod(0o755)
@@ -101,15 +105,15 @@ async def test_what_cannot_be_run_is_told_apart_from_127(folder: Path, account: 
             (str(text), "No such file"), (str(closed), "Permission denied"),
             ("/bin", "Permission denied"),
         ):  # fmt: skip
-            end = await run(runner, order(folder, program, **more))
+            end = await run(runner, order(folder, program, **account))
             assert end.reason == "start_failed" and end.exit_code is None
             assert end.error is not None and end.error.startswith("failed to start: ")
             assert why in end.error
-        assert (await run(runner, shell(folder, "exit 127", **more))).exit_code == 127
+        assert (await run(runner, shell(folder, "exit 127", **account))).exit_code == 127
 
 
+@pytest.mark.needs("root")
 async def test_another_account_has_nothing_of_root(folder: Path) -> None:
-    need("root")
     async with client(folder) as runner:
         script = "id -u; id -g; id -G; grep -E 'NoNewPrivs|CapPrm|CapEff' /proc/self/status;" \
             " touch ../x 2>/dev/null || echo closed; touch y && echo mine;" \
@@ -125,13 +129,11 @@ async def test_another_account_has_nothing_of_root(folder: Path) -> None:
         assert lines[6:] == ["closed", "mine", "again"]
 
 
-@pytest.mark.parametrize("account", ["own", "other"])
-async def test_a_script_may_open_its_outputs_anew(folder: Path, account: str) -> None:
-    if account == "other":
-        need("root")
+@ACCOUNTS
+async def test_a_script_may_open_its_outputs_anew(folder: Path, account: dict[str, int]) -> None:
     async with client(folder) as runner:
         script = "echo a; echo b > /dev/stderr; echo c >&2; echo d > /dev/stdout; echo e"
-        job = shell(folder, script, **(NOBODY if account == "other" else {}))
+        job = shell(folder, script, **account)
         assert (await run(runner, job)).exit_code == 0
         assert (output(job), output(job, "stderr")) == ("a\nd\ne\n", "b\nc\n")
         for name in ("stdout", "stderr"):
@@ -191,8 +193,8 @@ async def test_loud_jobs_are_bounded_and_starve_no_other(folder: Path) -> None:
             assert path.stat().st_blocks * 512 <= size_max
 
 
+@pytest.mark.needs("cgroup-memory")
 async def test_memory_is_limited_and_its_end_is_called_oom(folder: Path) -> None:
-    need("cgroup-memory")
     async with client(folder) as runner:
         script = "x = bytearray(300 << 20)"
         job = order(folder, sys.executable, "-I", "-S", "-c", script, memory_bytes=64 << 20)
@@ -202,8 +204,8 @@ async def test_memory_is_limited_and_its_end_is_called_oom(folder: Path) -> None
         assert (await run(runner, job)).exit_code == 0
 
 
+@pytest.mark.needs("cgroup-pids")
 async def test_processes_are_limited(folder: Path) -> None:
-    need("cgroup-pids")
     async with client(folder) as runner:
         script = "for i in 1 2 3 4 5 6 7 8; do sleep 5 & done; wait"
         job = shell(folder, script, pids=4, grace_ms=100, timeout_ms=3000)
@@ -211,8 +213,8 @@ async def test_processes_are_limited(folder: Path) -> None:
         assert "ork" in output(job, "stderr")  # Cannot fork, or fork: retry
 
 
+@pytest.mark.needs("cgroup-cpu")
 async def test_cpus_are_limited(folder: Path) -> None:
-    need("cgroup-cpu")
     async with client(folder) as runner:
         script = "import time\nend=time.monotonic()+1\nwhile time.monotonic()<end: pass"
         job = order(folder, sys.executable, "-I", "-S", "-c", script, cpus=0.2)
@@ -513,13 +515,10 @@ async def test_few_descriptors_only_make_jobs_wait(folder: Path) -> None:
         assert output(orders[99]) == "200\n"
 
 
-@pytest.mark.parametrize("account", ["own", "other"])
+@ACCOUNTS
 async def test_jobs_get_the_bound_on_files_that_the_runner_was_given(
-    folder: Path, account: str
+    folder: Path, account: dict[str, int]
 ) -> None:
-    if account == "other":
-        need("root")
-    more = NOBODY if account == "other" else {}
     entry = Path(sys.modules["swarmd.runner"].__file__ or "").with_name("__main__.py")
     command = f"ulimit -Sn 200; ulimit -Hn 1000; exec {sys.executable} -I -S {entry} runner"
     await trio.run_process(["/bin/sh", "-c", f"{command} --data-dir {folder}"])
@@ -527,7 +526,7 @@ async def test_jobs_get_the_bound_on_files_that_the_runner_was_given(
         limits = Path(f"/proc/{runner.facts.pid}/limits").read_text()
         assert limits.split("open files")[1].split()[:2] == ["1000", "1000"]
         for limited in ({}, {"memory_bytes": 1 << 30}):
-            job = shell(folder, "ulimit -Sn; ulimit -Hn", **more, **limited)
+            job = shell(folder, "ulimit -Sn; ulimit -Hn", **account, **limited)
             assert (await run(runner, job)).exit_code == 0
             assert output(job) == "200\n1000\n"
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import signal
@@ -233,35 +232,6 @@ def test_down_ends_the_node_and_with_jobs_its_jobs(tmp_path: Path, jobs: bool) -
         assert "no daemon is running" in say(daemon, "status").err
 
 
-def test_demo_shows_a_job_and_leaves_nothing_behind(tmp_path: Path) -> None:
-    said = swarmd("demo", "--nodes", "1", "--once", "--json", env={"TMPDIR": str(tmp_path)})
-    assert said.status == 0, said.err
-    assert said.json["job"]["status"] == "completed"
-    assert said.json["job"]["stdout"].startswith("hello from ")
-    assert said.json["urls"].keys() == {"jobqueue", "console"}
-    assert os.listdir(tmp_path) == []
-    assert not _processes_of(tmp_path)
-
-
-def test_demo_ends_with_everything_on_a_signal(tmp_path: Path) -> None:
-    demo = subprocess.Popen(
-        command("demo"), env=environment({"TMPDIR": str(tmp_path)}),
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert demo.stdout is not None
-    while line := demo.stdout.readline():
-        if "hello from" in line:
-            break
-    demo.send_signal(signal.SIGTERM)
-    time.sleep(0.1)
-    demo.send_signal(signal.SIGINT)  # an impatient second one changes nothing
-    _, err = demo.communicate(timeout=30)
-    assert demo.returncode == 0, err
-    assert "this version has no mesh yet" in err
-    assert os.listdir(tmp_path) == []
-    assert not _processes_of(tmp_path)
-
-
 def test_ports_of_settings_are_served(tmp_path: Path) -> None:
     ports = free_ports({"console": 8470})
     with running_daemon(tmp_path, surfaces__console={"port": ports["console"]}) as daemon:
@@ -281,15 +251,3 @@ def test_commands_of_the_page_run_as_they_stand(daemon: Daemon) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("hello\n")
-
-
-def _processes_of(place: Path) -> list[str]:
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            words = (entry / "cmdline").read_bytes()
-        except OSError:
-            continue
-        if entry.name.isdigit() and os.fsencode(place) in words:
-            found.append(words.replace(b"\0", b" ").decode())
-    return found

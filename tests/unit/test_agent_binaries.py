@@ -363,15 +363,28 @@ async def test_an_unprivileged_account_runs_it_and_cannot_change_it(
 async def test_it_can_be_started_as_soon_as_it_is_handed_out(
     open_path: Path, store: BlobStore
 ) -> None:
-    """No writer is left on a fresh file: `Text file busy` would fail the job."""
+    """No writer is left on a fresh file: `Text file busy` would fail the job.
+
+    As in a node it is another process that starts it: one forked from here would hold, until its
+    exec, what others are just being fetched into.
+    """
     binaries = cache(open_path, store)
+    each = 'while read -r path; do "$path"; echo $?; done'
+    pipe = subprocess.PIPE
+    starter = await trio.lowlevel.open_process(["sh", "-c", each], stdin=pipe, stdout=pipe)
+    assert starter.stdin is not None and starter.stdout is not None
+    stdin, stdout, in_turn = starter.stdin, starter.stdout, trio.Lock()
 
     async def start(n: int) -> None:
         data = TRUE + b"%d" % n
         name = (await store.put_bytes(data)).sha256
-        async with binaries.held(Fetch(f"blob:sha256:{name}", name)) as path:
-            await trio.run_process([str(path)])
+        async with binaries.held(Fetch(f"blob:sha256:{name}", name)) as path, in_turn:
+            await stdin.send_all(bytes(path) + b"\n")
+            assert await stdout.receive_some() == b"0\n"
 
-    async with trio.open_nursery() as nursery:
-        for n in range(30):
-            nursery.start_soon(start, n)
+    with trio.fail_after(30):
+        async with stdout:
+            async with stdin, trio.open_nursery() as nursery:
+                for n in range(30):
+                    nursery.start_soon(start, n)
+            assert await starter.wait() == 0

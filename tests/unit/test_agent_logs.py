@@ -10,7 +10,8 @@ import pytest
 import trio
 import trio.testing
 
-from swarmd.agent.logs import AttemptLogs, tidy
+from swarmd.agent.directories import tidy
+from swarmd.agent.logs import AttemptLogs
 from swarmd.cluster.asks import LogChunk, ReadLog
 from swarmd.domain.errors import Invalid, NotFound
 from swarmd.domain.jobs import AttemptId

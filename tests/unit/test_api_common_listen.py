@@ -16,7 +16,6 @@ import trio
 from api.common.faults import CannotListen, PortTaken
 from api.common.serve import open_surfaces
 from api.common.surface import Access
-from tests.parts import need
 from tests.surfaces import (
     HOST,
     KEY,
@@ -56,8 +55,8 @@ async def test_several_addresses_share_a_port() -> None:
             await read_until(stream, b"anonymous")
 
 
+@pytest.mark.needs("ipv6")
 async def test_ipv6() -> None:
-    need("ipv6")
     async with serving(binds=("127.0.0.1", "::1")) as world:
         assert world.bound is not None and "http://[::1]:" in world.bound.urls["jobqueue"][1]
         async with await trio.open_tcp_stream("::1", world.port) as stream:

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarmd.runner import cgroups, outputs
+from swarmd.runner import hierarchy, outputs
 from swarmd.runner.orders import Order
 from swarmd.runner.outputs import Output
 from swarmd.runner.spans import SPANS_MAX, Spans
@@ -146,10 +146,10 @@ def test_a_pipe_that_others_hold_is_let_go(tmp_path: Path) -> None:
 def test_a_cgroup_is_found_below_a_mount_that_shows_a_part(tmp_path: Path) -> None:
     (tmp_path / "a" / "b").mkdir(parents=True)
     mount = str(tmp_path)
-    assert cgroups._below(mount, "/", "/a/b") == f"{mount}/a/b"
-    assert cgroups._below(mount, "/x", "/x/a") == f"{mount}/a"
-    assert cgroups._below(mount, "/x", "/elsewhere") == mount
-    assert cgroups._below(mount, "/", "/../../gone") == mount
+    assert hierarchy.below(mount, "/", "/a/b") == f"{mount}/a/b"
+    assert hierarchy.below(mount, "/x", "/x/a") == f"{mount}/a"
+    assert hierarchy.below(mount, "/x", "/elsewhere") == mount
+    assert hierarchy.below(mount, "/", "/../../gone") == mount
 
 
 def test_the_runner_imports_nothing_of_ours_nor_what_is_heavy() -> None:
