@@ -17,6 +17,7 @@ import http.client
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+from wsproto import ConnectionType, WSConnection, events
 
 from bench.facts import machine, table
 from tests.daemon import end_runner, free_ports
@@ -131,6 +134,7 @@ class Ask:
 
     def __init__(self, ports: dict[str, int], pid: int) -> None:
         self._pid = pid
+        self._ports = ports
         self._connections = {
             name: http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             for name, port in ports.items()
@@ -156,14 +160,20 @@ class Ask:
         time.sleep(0.1)
 
     def __call__(
-        self, method: str, path: str, body: object = None, surface: str = "jobqueue"
-    ) -> Any:
+        self, method: str, path: str, body: object = None, surface: str = "jobqueue",
+        headers: dict[str, str] | None = None, refused: bool = False,
+    ) -> Any:  # fmt: skip
+        """The answer; with `refused`, what the node says to what it must not take."""
         raw = body if isinstance(body, bytes | None) else json.dumps(body).encode()
         connection = self._connections[surface]
-        connection.request(method, f"/api/v1{path}", raw, {"Content-Type": "application/json"})
+        connection.request(
+            method, f"/api/v1{path}", raw, {"Content-Type": "application/json", **(headers or {})}
+        )
         answer = connection.getresponse()
         data = answer.read()
-        if answer.status >= 300:
+        if (400 <= answer.status < 500) if refused else answer.status < 300:
+            pass
+        else:
             raise RuntimeError(f"{method} {path}: {answer.status} {data[:300]!r}")
         kind = answer.headers.get("Content-Type", "")
         return json.loads(data) if data and "json" in kind else data
@@ -172,6 +182,27 @@ class Ask:
         sha256 = self.blobs[TRUE]
         return {"type": "loop", "binary_url": f"blob:sha256:{sha256}", "binary_sha256": sha256,
                 "priority": "background", **more}  # fmt: skip
+
+    def shell(self, script: str, **more: object) -> dict[str, object]:
+        sha256 = self.blobs[SHELL]
+        return self.job(arguments=["-c", script], binary_url=f"blob:sha256:{sha256}",
+                        **more) | {"binary_sha256": sha256}  # fmt: skip
+
+    def listen(self, job_id: str) -> int:
+        """Follow a job's logs over a WebSocket to its end; answers how many bytes came."""
+        connection = WSConnection(ConnectionType.CLIENT)
+        received = 0
+        with socket.create_connection(("127.0.0.1", self._ports["jobqueue"]), 60) as sock:
+            target = f"/api/v1/jobs/{job_id}/logs"
+            sock.sendall(connection.send(events.Request("127.0.0.1", target)))
+            while data := sock.recv(65536):
+                connection.receive_data(data)
+                for event in connection.events():
+                    if isinstance(event, events.TextMessage):
+                        received += len(event.data)
+                    elif isinstance(event, events.Ping | events.CloseConnection):
+                        sock.sendall(connection.send(event.response()))
+        return received
 
     def waiting(self, **more: object) -> dict[str, object]:
         """One that no node of ours may run."""
@@ -315,19 +346,134 @@ def two_thousand_processes(ask: Ask) -> None:
 
 
 def jobs_that_write_much(ask: Ask) -> None:
-    sha256 = ask.blobs[SHELL]
     script = "i=0; while [ $i -lt 40 ]; do head -c 262144 /dev/zero | tr '\\0' x; i=$((i+1)); done"
-    job = ask.job(arguments=["-c", script], binary_url=f"blob:sha256:{sha256}")
-    job["binary_sha256"] = sha256
+    job = ask.shell(script)
     ask.begin()
     ids = ask.bulk([job] * 6)
-    for job_id in ids:
+    for job_id in ids[1:]:
         ask("GET", f"/jobs/{job_id}/logs?follow=true")
+    ask.listen(ids[0])
     ask.drain()
     for job_id in ids:
+        ask.listen(job_id)
         ask("GET", f"/jobs/{job_id}/logs")
         ask("GET", f"/jobs/{job_id}")
         ask("GET", f"/jobs/{job_id}", surface="console")
+        ask("GET", f"/jobs/{job_id}/wait", surface="console")
+
+
+def outputs_that_are_no_text(ask: Ask) -> None:
+    """Bytes that have to be replaced one by one, and characters that JSON writes as six."""
+    ff = "head -c 1048000 /dev/zero | tr '\\0' '\\377'"
+    ids = ask.bulk([ask.shell(f"{ff}; head -c 1048000 /dev/zero >&2")] * 3)
+    ask.drain()
+    ask.begin()
+    for job_id in ids:
+        ask.listen(job_id)
+        for surface in SURFACES:
+            ask("GET", f"/jobs/{job_id}", surface=surface)
+            ask("GET", f"/jobs/{job_id}/logs", surface=surface)
+
+
+def complete_with_odd_texts(ask: Ask) -> None:
+    """One character makes a string four times as large; one byte in six is a character."""
+    texts = ["o" * (8 * 2**20 - 500) + "\U0001f600", "\0" * 1_390_000, '"' * 4_100_000]
+    ids = ask.bulk([ask.waiting(max_retries=1) for _ in texts])
+    ask.begin()
+    for text in texts:
+        body = {"executor_id": "e", "labels": {"lane": "outside"}}
+        job = ask("POST", "/jobs/claim", body)
+        raw = json.dumps({"executor_id": "e", "stdout": text}, ensure_ascii=False).encode()
+        if len(raw) > 8 * 2**20:
+            raw = json.dumps({"executor_id": "e", "stdout": text}).encode()
+        ask("PUT", f"/jobs/{job['id']}/complete", raw)
+    for job_id in ids:
+        for surface in SURFACES:
+            ask("GET", f"/jobs/{job_id}", surface=surface)
+    ask.bulk([ask.waiting()])
+    job = ask("POST", "/jobs/claim", {"executor_id": "e", "labels": {"lane": "outside"}})
+    ask("PUT", f"/jobs/{job['id']}/fail",
+        {"executor_id": "e", "error_message": "e" * 8_000_000})  # fmt: skip
+
+
+def bodies_that_are_refused(ask: Ask) -> None:
+    ids = ask.bulk([ask.waiting()])
+    mib = 2**20
+    texts = (
+        b"[" * mib, b'{"a":' * (mib // 5), b"[" * (mib // 2) + b"]" * (mib // 2),
+        b'{"type":"a","x":[' + b"1," * (mib // 2 - 100) + b"1]}",
+        b'{"type":"a","x":[' + b"[]," * (mib // 3 - 100) + b"1]}",
+        b'{"type":"a","arguments":[' + b'"",' * 85_000 + b'""]}',
+        b'{"type":"a","env_variables":{' + b",".join(b'"%d":""' % i for i in range(30_000)) + b"}}",
+        b'{"type":"' + b"a" * (mib - 100) + b'"}',
+    )  # fmt: skip
+    paths = (("POST", "/jobs"), ("POST", "/jobs/bulk"), ("POST", "/jobs/bulk/cancel"),
+             ("POST", "/jobs/claim"), ("PUT", f"/jobs/{ids[0]}/complete"))  # fmt: skip
+    ask.begin()
+    for text in texts:
+        for method, path in paths:
+            ask(method, path, text, refused=True)
+        ask("POST", "/jobs", text[: 512 * 1024], surface="console", refused=True)
+    for text in (b"[" + b"1," * 2_000_000 + b"1]", b"[" + b"{}," * 1_300_000 + b"1]"):
+        ask("POST", "/jobs/bulk", text, refused=True)
+        ask("PUT", f"/jobs/{ids[0]}/complete", text, refused=True)
+
+
+def console_submits_of_200_kb(ask: Ask) -> None:
+    sha256 = ask.blobs[TRUE]
+    base = {"binary": {"url": f"blob:sha256:{sha256}", "sha256": sha256},
+            "constraints": ["node.labels.lane==outside"]}  # fmt: skip
+    ask.begin()
+    for more in ({"env": FAT}, {"env": {f"N{i}": "v" * 170 for i in range(1000)}},
+                 {"arguments": ["a" * 170] * 1000}):  # fmt: skip
+        for _ in range(5):
+            job = ask("POST", "/jobs", base | more, surface="console")
+            ask("GET", f"/jobs/{job['id']}", surface="console")
+    for wrong in ({"arguments": ["a"] * 60_000}, {"env": {f"N{i}": "" for i in range(20_000)}},
+                  {f"unknown{i}": 1 for i in range(15_000)}):  # fmt: skip
+        ask("POST", "/jobs", base | dict(wrong), surface="console", refused=True)
+
+
+def heads_at_their_limits(ask: Ask) -> None:
+    """As many header lines and query fields as are read."""
+    headers = {f"X-{i}": "v" * 40 for i in range(90)}
+    query = "&".join(f"x{i}={'%41' * 30}" for i in range(90))
+    ask.begin()
+    for _ in range(20):
+        ask("GET", f"/jobs?limit=1&{query}", headers=headers)
+        ask("GET", f"/jobs?limit=1&{query}", headers=headers, surface="console")
+        ask("GET", "/jobs?" + "&".join(f"x{i}=1" for i in range(200)), refused=True)
+        ask("GET", f"/jobs/{'%41' * 2000}", refused=True)
+
+
+def jobs_of_many_parts(ask: Ask) -> None:
+    """Claimed, explained, cancelled: each with some hundreds of strings, or of dependencies."""
+    more = {"env_variables": {f"N{i}": "v" for i in range(300)}, "arguments": ["a"] * 200}
+    ids = [i for _ in range(2) for i in ask.bulk([ask.waiting(**more) for _ in range(500)])]
+    fat = [i for _ in range(5) for i in ask.bulk([ask.waiting(env_variables=FAT)] * 20)]
+    ask.begin()
+    late = [ask("POST", "/jobs", ask.waiting(depends_on=deps))["id"]
+            for deps in (ids[:100], fat)]  # fmt: skip
+    for job_id in late:
+        for _ in range(3):
+            ask("GET", f"/jobs/{job_id}/explain")
+            ask("GET", f"/jobs/{job_id}/explain", surface="console")
+    for _ in range(50):
+        body = {"executor_id": "e", "labels": {"lane": "outside"}}
+        job = ask("POST", "/jobs/claim", body)
+        ask("PUT", f"/jobs/{job['id']}/fail", {"executor_id": "e", "error_message": "no"})
+    ask("POST", "/jobs/bulk/cancel", {"job_ids": ids})
+    ask("POST", "/jobs/bulk/cancel", {"job_ids": ["x" * 240] * 1000})
+
+
+def pages_far_down(ask: Ask) -> None:
+    for priority in ("foreground", "background", "best_effort"):
+        for _ in range(4):
+            ask.bulk([ask.waiting(type=f"t{i % 50}") | {"priority": priority} for i in range(1000)])
+    ask.begin()
+    for offset in range(0, 12_000, 1500):
+        for query in ("", "&status=pending", "&type=t7", "&priority=background"):
+            ask("GET", f"/jobs?limit=1000&offset={offset}{query}")
 
 
 def blobs_of_64_mib(ask: Ask) -> None:
@@ -352,6 +498,13 @@ SCENARIOS: tuple[Callable[[Ask], None], ...] = (
     bulk_cancel_of_1000,
     two_thousand_processes,
     jobs_that_write_much,
+    outputs_that_are_no_text,
+    complete_with_odd_texts,
+    bodies_that_are_refused,
+    console_submits_of_200_kb,
+    heads_at_their_limits,
+    jobs_of_many_parts,
+    pages_far_down,
     blobs_of_64_mib,
 )
 

@@ -25,7 +25,7 @@ from typing import Any
 from bench.facts import machine, percentile, table
 from swarmd.domain.actors import Actor
 from swarmd.domain.jobs import Constraint, Fetch, JobId, JobSpec, Priority
-from swarmd.state.commands import Entry, NewJob, SubmitJobs
+from swarmd.state.commands import Entry, NewJob, PruneEvents, SubmitJobs
 from swarmd.state.machine import Machine
 from swarmd.state.schema import migrate
 from tests.daemon import Daemon, start_daemon
@@ -34,6 +34,7 @@ PAGE_MS, CLAIM_MS, RESTART_S = 20.0, 2.0, 10.0
 TYPES = 20
 LANES = 5
 BATCH = 100
+EVENTS_KEEP = 200_000
 
 
 def main() -> None:
@@ -69,8 +70,16 @@ def fill(path: Path, count: int) -> None:
         for index, start in enumerate(range(0, count, BATCH))
         for jobs in (range(start, min(count, start + BATCH)),)
     )  # fmt: skip
+    last = None
     while batch := list(itertools.islice(entries, 200)):
         machine.apply(batch)
+        last = batch[-1]
+    # A leader forgets events as they come; jobs that are not put in over time leave a million.
+    while last is not None:
+        last = Entry(last.index + 1, 1, last.at, actor, PruneEvents(EVENTS_KEEP, 10_000, 1))
+        (pruned,) = machine.apply([last])
+        if not pruned.value:
+            break
     conn.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     conn.close()
 
@@ -173,8 +182,21 @@ def steps(client: Client, count: int) -> Iterable[tuple[str, Callable[[], Any], 
     ]
     queries += [
         (f"type, offset {offset:,}", f"?type=type-7&offset={offset}")
-        for offset in (1000, count // TYPES - 100)
+        for offset in (1000, count // TYPES // 2, count // TYPES - 100)
     ]
+    queries += [
+        (f"{' and '.join(given)}, from the middle",
+         "?" + "&".join(f"{name}={given[name]}" for name in given) + f"&offset={count // of}")
+        for given, of in (
+            ({"priority": "foreground"}, 6),
+            ({"status": "pending", "priority": "foreground"}, 6),
+            ({"status": "pending", "type": "type-7"}, 2 * TYPES),
+            ({"type": "type-7", "priority": "background"}, 6 * TYPES),
+            ({"status": "pending", "type": "type-7", "priority": "background"}, 6 * TYPES),
+        )
+    ]  # fmt: skip
+    queries += [("1000 rows from the middle", f"?limit=1000&offset={count // 2}")]
+    queries += [(f"no filter, offset {count // 2:,}", f"?offset={count // 2}")]
     queries += [(f"no filter, offset {count - 1000:,}", f"?offset={count - 1000}")]
     for name, query in queries:
         yield f"list: {name}", lambda query=query: client("GET", f"/jobs{query}"), PAGE_MS

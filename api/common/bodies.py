@@ -7,7 +7,7 @@ a piece at a time.
 from __future__ import annotations
 
 import re
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -17,6 +17,7 @@ import trio
 from api.common import json_slices
 from api.common.limits import KIB
 from api.common.surface import Request
+from api.common.texts import Text, text_hook
 from swarmd.domain.errors import Invalid, TooLarge
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ WHOLE_BYTES_MAX = 64 * KIB
 ELEMENT_BYTES_MAX = 256 * KIB
 DEPTH_MAX = 64
 _NODES_A_TURN = 2000
+_NUL = b"\\u0000"
+_SEARCHED_A_TURN = 1024 * 1024
 _ELEMENTS_A_TURN = 50
 _BYTES_A_TURN = 64 * KIB
 _NONE: frozenset[str] = frozenset()
@@ -43,19 +46,23 @@ async def read_json(
     kind: type[T],
     *,
     bytes_max: int | None = None,
-    nul_fields: frozenset[str] = _NONE,
+    texts: frozenset[str] = _NONE,
 ) -> T:
-    """The body as a `kind`, strictly. NUL characters are refused but in members of `nul_fields`
-    (the last name of the path), where text that nobody executes may hold any character."""
-    body = await _read(request, bytes_max)
+    """The body as a `kind`, strictly. NUL characters are refused but in members named in `texts`,
+    which are of type Text: what nobody executes may hold any character, and megabytes of them."""
+    return await decode_body(await _read(request, bytes_max), kind, texts=texts)
+
+
+async def decode_body(body: bytes, kind: type[T], *, texts: frozenset[str] = _NONE) -> T:
+    """The same for a body that was read."""
     if len(body) <= WHOLE_BYTES_MAX:
         value = decode(body, kind)
     else:
         await trio.lowlevel.checkpoint()
         value = await _decode_large(body, kind)
         await trio.lowlevel.checkpoint()
-    if b"\\u0000" in body:
-        await refuse_nul(value, nul_fields)
+    if await _may_hold_nul(body):
+        await refuse_nul(value, texts)
     return value
 
 
@@ -65,7 +72,6 @@ async def read_json_array(
     *,
     count_max: int,
     bytes_max: int | None = None,
-    nul_fields: frozenset[str] = _NONE,
 ) -> list[T | Invalid]:
     """A top-level array, each element decoded by itself: one that is wrong stands as an Invalid
     in its place, with its `index`. Only a body that is no array is refused as a whole."""
@@ -73,12 +79,10 @@ async def read_json_array(
     parts = await json_slices.split_array(
         body, count_max=count_max, element_bytes_max=ELEMENT_BYTES_MAX
     )
-    return await decode_each(parts, kind, nul_fields=nul_fields)
+    return await decode_each(parts, kind)
 
 
-async def decode_each(
-    parts: Sequence[bytes | msgspec.Raw], kind: type[T], *, nul_fields: frozenset[str] = _NONE
-) -> list[T | Invalid]:
+async def decode_each(parts: Sequence[bytes | msgspec.Raw], kind: type[T]) -> list[T | Invalid]:
     """Each part decoded by itself, some at a time between the turns of other tasks."""
     outcomes: list[T | Invalid] = []
     bytes_in_turn = 0
@@ -90,8 +94,8 @@ async def decode_each(
             await trio.lowlevel.checkpoint()
         try:
             value = decode(data, kind)
-            if b"\\u0000" in data:
-                await refuse_nul(value, nul_fields)
+            if _NUL in data:
+                await refuse_nul(value)
         except Invalid as refusal:
             refusal.facts["index"] = index
             outcomes.append(refusal)
@@ -115,7 +119,16 @@ def decode(body: bytes, kind: type[T]) -> T:
     return value
 
 
-async def refuse_nul(value: object, nul_fields: frozenset[str] = _NONE) -> None:
+async def _may_hold_nul(body: bytes) -> bool:
+    for start in range(0, len(body), _SEARCHED_A_TURN):
+        if start:
+            await trio.lowlevel.checkpoint()
+        if body.find(_NUL, start, start + _SEARCHED_A_TURN + len(_NUL)) >= 0:
+            return True
+    return False
+
+
+async def refuse_nul(value: object, texts: frozenset[str] = _NONE) -> None:
     """Raise Invalid for the first text with a NUL character: no argument, path or name of a
     process can hold one, and what cut it off silently would run something else."""
     stack: list[tuple[str, object]] = [("", value)]
@@ -125,27 +138,22 @@ async def refuse_nul(value: object, nul_fields: frozenset[str] = _NONE) -> None:
         if isinstance(node, str):
             _refuse_nul_text(path, node)
             continue
-        for name, held in _members(node):
+        for name, held in json_slices.members_of(node):
             nodes += 1
             if nodes % _NODES_A_TURN == 0:
                 await trio.lowlevel.checkpoint()
             if isinstance(name, str):
-                if name in nul_fields:
+                if name in texts:
                     continue
                 _refuse_nul_text(f"a name in {path or 'the body'}", name)
             if isinstance(held, str):
                 if "\0" in held:
                     _refuse_nul_text(_join(path, name), held)
+            elif isinstance(held, Text):
+                for piece in held.pieces:
+                    _refuse_nul_text(_join(path, name), piece)
             elif not isinstance(held, (int, float, type(None))):
                 stack.append((_join(path, name), held))
-
-
-def _members(node: object) -> Iterable[tuple[str | int, object]]:
-    if isinstance(node, msgspec.Struct):
-        return ((name, getattr(node, name)) for name in node.__struct_fields__)
-    if isinstance(node, dict):
-        return node.items()
-    return enumerate(node) if isinstance(node, (list, tuple)) else ()
 
 
 def _join(path: str, name: str | int) -> str:
@@ -191,7 +199,8 @@ def _check_content_type(value: str | None) -> None:
 
 
 async def _decode_large(body: bytes, kind: type[T]) -> T:
-    """Long strings are decoded by themselves, a slice at a time; what is left has to be small."""
+    """Long strings are decoded by themselves, a slice at a time; what is left has to be small.
+    What a `kind` asks of the length or form of a string is not asked of the long ones."""
     folded = await json_slices.fold(body)
     if len(folded.skeleton) > ELEMENT_BYTES_MAX:
         raise TooLarge(
@@ -200,19 +209,14 @@ async def _decode_large(body: bytes, kind: type[T]) -> T:
         )
     if not folded.long_strings:
         return decode(body, kind)
-    value = folded.unfold(decode(folded.skeleton, object))
+    value = decode(folded.skeleton, kind)
     await trio.lowlevel.checkpoint()
-    try:
-        return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        raise _refusal(error) from None
-    except RecursionError:
-        raise Invalid(f"the body is nested too deeply; at most {DEPTH_MAX} levels") from None
+    return cast(T, await folded.unfold(value))
 
 
 @lru_cache(maxsize=256)
 def _decoder(kind: Any) -> msgspec.json.Decoder[Any]:
-    return msgspec.json.Decoder(kind)
+    return msgspec.json.Decoder(kind, dec_hook=text_hook)
 
 
 def _refusal(error: msgspec.ValidationError) -> Invalid:

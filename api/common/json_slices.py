@@ -8,20 +8,26 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import msgspec
 import trio
 
+from api.common.texts import Text
 from swarmd.domain.errors import Invalid, TooLarge
 
 _DEPTH_MAX = 64
 _WINDOW_BYTES = 64 * 1024
 _TOKEN_COST_BYTES = 64
 """What looking at one bracket or quote costs, in bytes of plain scanning."""
+_NODES_A_TURN = 2000
 _SPACE = b" \t\r\n"
 _MARK = "\ufdd0swarmd-long:"
 
+STRING_CHARS_MAX = 512 * 1024
+"""Of one string that is no Text: no name, argument or the like may be nearly as long."""
 AT_ONCE_BYTES_MAX = 1024 * 1024
 """Up to here the decoder finds the elements of an array in at most 2 ms."""
 _parts_of = msgspec.json.Decoder(list[msgspec.Raw]).decode
@@ -93,32 +99,62 @@ def _split_at_once(body: bytes) -> list[bytes] | None:
 
 @dataclass(slots=True)
 class Folded:
-    """A text whose long strings were taken out and stand apart, decoded."""
+    """A text whose long strings were taken out and stand apart, decoded, in pieces."""
 
     skeleton: bytes
-    long_strings: list[str]
+    long_strings: list[list[str]]
 
-    def unfold(self, value: object) -> object:
-        """`value`, decoded from the skeleton, with each long string back in its place, once."""
-        left: dict[str, str] = {f"{_MARK}{at}": text for at, text in enumerate(self.long_strings)}
+    async def unfold(self, value: object) -> object:
+        """`value`, decoded from the skeleton, with each long string back in its place, once.
+        Raises TooLarge for one that is no Text and too long for anything else."""
+        left = {f"{_MARK}{at}": pieces for at, pieces in enumerate(self.long_strings)}
+        top = [value]
+        stack: list[Any] = [top]
+        nodes = 0
+        while stack and left:
+            node = stack.pop()
+            for key, held in members_of(node):
+                nodes += 1
+                if nodes % _NODES_A_TURN == 0:
+                    await trio.lowlevel.checkpoint()
+                text = held.pieces[0] if isinstance(held, Text) else held
+                if isinstance(text, str):
+                    if text.startswith(_MARK) and (pieces := left.pop(text, None)) is not None:
+                        is_text = isinstance(held, Text)
+                        _put(node, key, Text(pieces) if is_text else _joined(pieces))
+                elif not isinstance(held, (int, float, type(None))):
+                    stack.append(held)
+        return top[0]
 
-        def put_back(node: object) -> object:
-            if isinstance(node, str):
-                return left.pop(node, node) if node.startswith(_MARK) else node
-            if isinstance(node, list):
-                return [put_back(held) for held in node]
-            if isinstance(node, dict):
-                return {key: put_back(held) for key, held in node.items()}
-            return node
 
-        return put_back(value)
+def members_of(node: object) -> Iterable[tuple[Any, object]]:
+    """What a decoded value holds, by name or place; nothing in what holds nothing."""
+    if isinstance(node, msgspec.Struct):
+        return ((name, getattr(node, name)) for name in node.__struct_fields__)
+    if isinstance(node, dict):
+        return node.items()
+    return enumerate(node) if isinstance(node, (list, tuple)) else ()
+
+
+def _put(node: Any, key: Any, text: str | Text) -> None:
+    if isinstance(node, msgspec.Struct):
+        msgspec.structs.force_setattr(node, key, text)  # nobody has seen it yet
+    else:
+        node[key] = text
+
+
+def _joined(pieces: list[str]) -> str:
+    chars = sum(map(len, pieces))
+    if chars > STRING_CHARS_MAX:
+        raise TooLarge(f"a string has {chars} characters; at most {STRING_CHARS_MAX} are taken")
+    return "".join(pieces)
 
 
 async def fold(body: bytes) -> Folded:
     """Take out each string longer than a window."""
     scan = _Scan(body)
     skeleton: list[bytes] = []
-    long_strings: list[str] = []
+    long_strings: list[list[str]] = []
     depth, at, kept = 0, 0, 0
     while (found := await scan.find(_STRUCTURE, at, required=False)) >= 0:
         token = body[found]
@@ -137,7 +173,7 @@ async def fold(body: bytes) -> Folded:
     return Folded(b"".join(skeleton), long_strings)
 
 
-async def _decode_string(body: bytes, cuts: list[int]) -> str:
+async def _decode_string(body: bytes, cuts: list[int]) -> list[str]:
     decode = msgspec.json.Decoder(str).decode
     pieces: list[str] = []
     for begin, end in itertools.pairwise(cuts):
@@ -148,9 +184,7 @@ async def _decode_string(body: bytes, cuts: list[int]) -> str:
                 f"the body is not JSON in UTF-8: a string is malformed near byte {begin}"
             ) from None
         await trio.lowlevel.checkpoint()
-    text = "".join(pieces)
-    await trio.lowlevel.checkpoint()
-    return text
+    return pieces
 
 
 def _deeper(depth: int) -> int:

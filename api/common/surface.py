@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol
 from urllib.parse import parse_qs, unquote
 
 import msgspec
+import trio
 
 from api.common.faults import HttpFault, InternalFault, MethodNotAllowed
 from swarmd.domain.actors import Actor
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 QUERY_FIELDS_MAX = 100
+JOIN_BYTES_MAX = 512 * 1024
+"""Up to here copying a body together is not worth a thread."""
 
 Headers = tuple[tuple[str, str], ...]
 
@@ -114,7 +117,12 @@ class Request:
         chunks = [first]
         while chunk := await self.source.next_chunk():
             chunks.append(chunk)
-        return b"".join(chunks) if len(chunks) > 1 else first
+        if len(chunks) == 1:
+            return first
+        if sum(map(len, chunks)) <= JOIN_BYTES_MAX:
+            return b"".join(chunks)
+        # Megabytes are copied without the interpreter's lock, while the loop goes on.
+        return await trio.to_thread.run_sync(b"".join, chunks)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body as it arrives: nothing is held but the piece at hand."""

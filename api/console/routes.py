@@ -10,6 +10,7 @@ import trio
 
 from api.common.streams import shielded, stream_answer
 from api.common.surface import HotRoute, Request, Response, json_answer
+from api.common.texts import answer_with_texts
 from api.console.shapes import JobIn, JobOut, Json, StopIn, read_body
 from swarmd.cluster.handle import Cluster
 from swarmd.domain.errors import Forbidden, Invalid
@@ -47,7 +48,7 @@ async def nodes(console: Console, request: Request) -> Response:
 
 
 async def submit(console: Console, request: Request) -> Response:
-    asked = read_body(JobIn, await request.body())
+    asked = await read_body(JobIn, await request.body())
     job = await shielded(jobs.submit, console.cluster, request.actor, asked.spec())
     return json_answer(JobOut.of(job, await _names(console)), 201)
 
@@ -97,13 +98,13 @@ def _number(request: Request, name: str, default: int, low: int) -> int:
 
 
 async def find(console: Console, request: Request) -> Response:
-    return json_answer(await _whole(console, await jobs.find(console.cluster, _id(request))))
+    return await _whole(console, await jobs.find(console.cluster, _id(request)))
 
 
 async def wait(console: Console, request: Request) -> Response:
     timeout_s = min(WAIT_S_MAX, float(_number(request, "timeout_s", 30, 0)))
     job = await waiting.ended(console.cluster, _id(request), timeout_s)
-    return json_answer(await _whole(console, job))
+    return await _whole(console, job)
 
 
 async def cancel(console: Console, request: Request) -> Response:
@@ -151,7 +152,7 @@ async def admin_key(console: Console, request: Request) -> Response:
 
 async def stop(console: Console, request: Request) -> Response:
     _local_only(request)
-    asked = read_body(StopIn, await request.body())
+    asked = await read_body(StopIn, await request.body())
     console.stop(asked.jobs)
     return json_answer({"stopping": True, "jobs": asked.jobs}, 202)
 
@@ -165,14 +166,15 @@ def _id(request: Request) -> JobId:
     return JobId(request.params["id"][:256])
 
 
-async def _whole(console: Console, job: Job) -> JobOut:
-    texts = None
-    if job.result is not None:
-        texts = (
-            await outputs.output_text(console.cluster, job.result.stdout),
-            await outputs.output_text(console.cluster, job.result.stderr),
-        )
-    return JobOut.of(job, await _names(console), texts)
+async def _whole(console: Console, job: Job) -> Response:
+    names = await _names(console)
+    if job.result is None:
+        return json_answer(JobOut.of(job, names))
+    return await answer_with_texts(
+        lambda stdout, stderr: JobOut.of(job, names, (stdout, stderr)),
+        await outputs.output_pieces(console.cluster, job.result.stdout),
+        await outputs.output_pieces(console.cluster, job.result.stderr),
+    )
 
 
 async def _names(console: Console) -> dict[str, str]:

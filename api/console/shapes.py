@@ -6,8 +6,10 @@ from datetime import UTC, datetime
 from typing import Any, Self, TypeVar
 
 import msgspec
+import trio
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from api.common.bodies import decode_body
 from api.common.jobfields import (
     NAME_CHARS_MAX,
     SHA256,
@@ -24,6 +26,7 @@ from api.common.jobfields import (
     retries_of,
     timeout_s_of,
 )
+from api.common.texts import Held
 from swarmd.domain.errors import Invalid
 from swarmd.domain.jobs import (
     Attempt,
@@ -143,10 +146,12 @@ class JobIn(Body):
         return PRIORITIES[self.priority]
 
 
-def read_body(kind: type[B], data: bytes) -> B:
+async def read_body(kind: type[B], data: bytes) -> B:
     """The body as a `kind`. Refused with Invalid, naming the first member that is wrong."""
+    value = await decode_body(data or b"{}", dict[str, Any])
+    await trio.lowlevel.checkpoint()
     try:
-        return kind.model_validate_json(data or b"{}")
+        return kind.model_validate(value)
     except ValidationError as wrong:
         first = wrong.errors(include_url=False, include_input=False, include_context=False)[0]
         field = ".".join(str(part) for part in first["loc"])
@@ -211,13 +216,13 @@ class JobOut(msgspec.Struct, frozen=True):
     recoveries: int
     group_id: str | None
     attempts: tuple[AttemptOut, ...] = ()
-    stdout: str | None = None
-    stderr: str | None = None
+    stdout: Held | None = None
+    stderr: Held | None = None
     notes: tuple[str, ...] = ()
 
     @classmethod
     def of(
-        cls, job: Job, names: dict[str, str], texts: tuple[str, str] | None = None,
+        cls, job: Job, names: dict[str, str], texts: tuple[Held, Held] | None = None,
         *, brief: bool = False,
     ) -> Self:  # fmt: skip
         """`names` maps the ids of nodes to their names."""

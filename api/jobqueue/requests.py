@@ -32,6 +32,7 @@ from api.common.jobfields import (
     retries_of,
     timeout_s_of,
 )
+from api.common.texts import Text
 from api.jobqueue.words import priority_of, statuses_of
 from swarmd.domain.errors import Invalid, NotFound, TooLarge
 from swarmd.domain.jobs import (
@@ -128,21 +129,22 @@ class BeatIn(msgspec.Struct, frozen=True):
 
 class CompleteIn(msgspec.Struct, frozen=True):
     executor_id: str
-    stdout: str | None = None
-    stderr: str | None = None
+    stdout: Text | None = None
+    stderr: Text | None = None
     exit_code: ExitCode | None = None
 
 
 class FailIn(msgspec.Struct, frozen=True):
     executor_id: str
-    stdout: str | None = None
-    stderr: str | None = None
+    stdout: Text | None = None
+    stderr: Text | None = None
     exit_code: ExitCode | None = None
-    error_message: str | None = None
+    error_message: Text | None = None
 
     def reason(self) -> str:
         """Never empty; as long as an error may be, which is not a place for output."""
-        said = (self.error_message or "").replace("\0", "\N{REPLACEMENT CHARACTER}")
+        said = self.error_message.start(ERROR_CHARS_MAX + 1) if self.error_message else ""
+        said = said.replace("\0", "\N{REPLACEMENT CHARACTER}")
         if len(said) > ERROR_CHARS_MAX:
             said = said[: ERROR_CHARS_MAX - 1] + "…"
         return said or "the executor reported a failure"

@@ -8,23 +8,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
-import msgspec
 import trio
 
 from api.common.bodies import read_json, read_json_array
 from api.common.metrics import RequestMetrics
 from api.common.streams import shielded, stream_answer
-from api.common.surface import (
-    JSON,
-    Handler,
-    HotRoute,
-    Request,
-    Response,
-    encode_json,
-    json_answer,
-)
+from api.common.surface import Handler, HotRoute, Request, Response, json_answer
+from api.common.texts import answer_with_texts
 from api.jobqueue.envelope import ENVELOPE
 from api.jobqueue.following import tail
 from api.jobqueue.metrics import exposition
@@ -65,8 +57,6 @@ REPORT_BYTES_MAX = 8 * 1024 * 1024
 """Two streams of 1 MiB, escaped, and then some: what is over is cut, not refused."""
 _SLICE_S = 0.001
 """What is translated between two chances for other requests."""
-_SLICE_CHARS = 128 * 1024
-_STDOUT_HERE, _STDERR_HERE = rb'"\u0000stdout"', rb'"\u0000stderr"'
 
 OUTPUTS = frozenset({"stdout", "stderr", "error_message"})
 """Members that nobody executes: they may hold any character, NUL too."""
@@ -110,7 +100,8 @@ async def health(queue: Queue, request: Request) -> Response:
 async def metrics(queue: Queue, request: Request) -> Response:
     totals = await stats.totals(queue.cluster)
     active = len(await stats.executors(queue.cluster))
-    text = exposition(totals, active, queue.metrics.registry)
+    # Hundreds of types make thousands of lines, in a library that knows no pause.
+    text = await trio.to_thread.run_sync(exposition, totals, active, queue.metrics.registry)
     return Response(200, text, "text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -125,13 +116,12 @@ async def submit_many(queue: Queue, request: Request) -> Response:
     if not asked:
         raise Invalid(f"send an array of 1 to {BULK_JOBS_MAX} jobs")
     specs = [spec async for spec in _in_slices(asked, _spec_or_refusal)]
+    await _let_go(asked)
     outcomes = await shielded(jobs.submit_many, queue.cluster, request.actor, specs)
-    answers = [
-        Rejected.of(outcome, index) if isinstance(outcome, SwarmError) else Standing.of(outcome)
-        for index, outcome in enumerate(outcomes)
-    ]
+    answers = [answer async for answer in _in_slices(enumerate(outcomes), _accepted_or_rejected)]
     refusals = [outcome for outcome in outcomes if isinstance(outcome, SwarmError)]
-    if len(refusals) < len(outcomes):
+    await _let_go(specs, outcomes)
+    if len(refusals) < len(answers):
         return json_answer(answers, 201)
     # Nothing came of it: the client's fault, unless the node could take none of them just now.
     status = 503 if all(ENVELOPE.status_of(r) == 503 for r in refusals) else 400
@@ -146,6 +136,11 @@ def _spec_or_refusal(asked: JobIn | SwarmError) -> JobSpec | SwarmError:
         return asked.spec()
     except SwarmError as refusal:
         return refusal
+
+
+def _accepted_or_rejected(outcome: tuple[int, Job | SwarmError]) -> Standing | Rejected:
+    index, found = outcome
+    return Rejected.of(found, index) if isinstance(found, SwarmError) else Standing.of(found)
 
 
 async def list_jobs(queue: Queue, request: Request) -> Response:
@@ -178,7 +173,9 @@ async def cancel_many(queue: Queue, request: Request) -> Response:
     outcomes = await shielded(
         partial(jobs.cancel_many, only_pending=True), queue.cluster, request.actor, asked
     )
-    return json_answer(CancelledMany.of(asked, outcomes))
+    cancelled = CancelledMany.of(asked, outcomes)
+    await _let_go(outcomes)
+    return json_answer(cancelled)
 
 
 async def claim(queue: Queue, request: Request) -> Response:
@@ -201,7 +198,7 @@ async def heartbeat(queue: Queue, request: Request) -> Response:
 
 
 async def complete(queue: Queue, request: Request) -> Response:
-    asked = await read_json(request, CompleteIn, nul_fields=OUTPUTS)
+    asked = await read_json(request, CompleteIn, texts=OUTPUTS)
     exit_code = asked.exit_code or 0
     return await _finish(
         queue,
@@ -214,7 +211,7 @@ async def complete(queue: Queue, request: Request) -> Response:
 
 
 async def fail(queue: Queue, request: Request) -> Response:
-    asked = await read_json(request, FailIn, nul_fields=OUTPUTS)
+    asked = await read_json(request, FailIn, texts=OUTPUTS)
     return await _finish(
         queue, request, asked, ok=False, exit_code=asked.exit_code, error=asked.reason()
     )
@@ -227,8 +224,8 @@ async def _finish(
     finish = partial(
         jobs.finish,
         ok=ok,
-        stdout=asked.stdout or "",
-        stderr=asked.stderr or "",
+        stdout=asked.stdout.pieces if asked.stdout else (),
+        stderr=asked.stderr.pieces if asked.stderr else (),
         exit_code=exit_code,
         error=error,
     )
@@ -269,32 +266,11 @@ async def _details(queue: Queue, job: Job) -> Response:
     names = await swarm.node_names(queue.cluster) if ours else {}
     if job.result is None or not job.status.ended:
         return json_answer(Details.of(job, names, None, None))
-    stdout = await outputs.output_text(queue.cluster, job.result.stdout)
-    stderr = await outputs.output_text(queue.cluster, job.result.stderr)
-    if len(stdout) + len(stderr) <= _SLICE_CHARS:
-        return json_answer(Details.of(job, names, stdout, stderr))
-    # Megabytes as one piece of JSON would hold the loop: the texts are encoded a slice at a time
-    # and sent in the places that were left for them. No text but these may hold a NUL character.
-    marks = msgspec.Raw(_STDOUT_HERE), msgspec.Raw(_STDERR_HERE)
-    shell = encode_json(Details.of(job, names, *marks))
-    head, _, rest = shell.partition(_STDOUT_HERE)
-    middle, _, tail_ = rest.partition(_STDERR_HERE)
-    parts = [head, *await _json_slices(stdout), middle, *await _json_slices(stderr), tail_]
-    return stream_answer(_each(parts), content_type=JSON, length=sum(map(len, parts)))
-
-
-async def _json_slices(text: str) -> list[bytes]:
-    """A text as JSON, in pieces."""
-    pieces = [b'"']
-    for start in range(0, len(text), _SLICE_CHARS):
-        pieces.append(msgspec.json.encode(text[start : start + _SLICE_CHARS])[1:-1])
-        await trio.lowlevel.checkpoint()
-    return [*pieces, b'"']
-
-
-async def _each(parts: list[bytes]) -> AsyncIterator[bytes]:
-    for part in parts:
-        yield part
+    return await answer_with_texts(
+        lambda stdout, stderr: Details.of(job, names, stdout, stderr),
+        await outputs.output_pieces(queue.cluster, job.result.stdout),
+        await outputs.output_pieces(queue.cluster, job.result.stderr),
+    )
 
 
 def _query(request: Request) -> dict[str, str]:
@@ -309,6 +285,19 @@ async def _in_slices(things: Iterable[T], of: Callable[[T], U]) -> AsyncIterator
             await trio.lowlevel.checkpoint()
             until = trio.current_time() + _SLICE_S
         yield of(thing)
+
+
+async def _let_go(*lists: list[Any]) -> None:
+    """Empty lists that belong together. A thousand jobs may be made of half a million strings;
+    freed all at once, when the request ends, they would hold the loop."""
+    until = trio.current_time() + _SLICE_S
+    while any(lists):
+        for held in lists:
+            if held:
+                held.pop()
+        if trio.current_time() >= until:
+            await trio.lowlevel.checkpoint()
+            until = trio.current_time() + _SLICE_S
 
 
 ROUTES: tuple[Route, ...] = (

@@ -140,10 +140,11 @@ async def beat(cluster: Cluster, executor: str, job_id: str) -> None:
 
 
 async def finish(
-    cluster: Cluster, actor: Actor, job_id: str, executor: str, *, ok: bool, stdout: str,
-    stderr: str, exit_code: int | None, error: str | None,
+    cluster: Cluster, actor: Actor, job_id: str, executor: str, *, ok: bool,
+    stdout: Sequence[str], stderr: Sequence[str], exit_code: int | None, error: str | None,
 ) -> Job:  # fmt: skip
-    """End a claimed job with what it said. NotFound; Conflict when it is not running there."""
+    """End a claimed job with what it said, in pieces of text. NotFound; Conflict when it is not
+    running there."""
     job = (await cluster.read(FindJobs((job_id,))))[0]
     if job is None:
         raise NotFound("no such job", job_id=job_id[:128])

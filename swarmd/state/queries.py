@@ -5,7 +5,7 @@ A query is a value, so that a node without a replica can send it to one that has
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -22,9 +22,10 @@ from swarmd.domain.jobs import (
     JobId,
     JobKind,
     JobSpec,
-    JobStatus,
 )
 from swarmd.domain.nodes import Node, NodeKind, Usage
+from swarmd.state.pages import find_page
+from swarmd.state.requests import find_outcomes
 from swarmd.state.rows import (
     ATTEMPT,
     EXECUTOR,
@@ -188,6 +189,14 @@ class GetStanding(Query[Standing], frozen=True):
     """Where the state stands, and what is due."""
 
 
+class FindOutcomes(Query["list[tuple[int, bytes]]"], frozen=True):
+    """What became of requests of a node's boot, as far as it is remembered: (sequence, outcome)."""
+
+    origin: int
+    boot: int
+    seqs: tuple[int, ...]
+
+
 def _find_job(conn: Conn, query: FindJob) -> Job | None:
     job = load_job(conn.execute, query.job_id)
     if job is None:
@@ -200,75 +209,12 @@ def _find_job(conn: Conn, query: FindJob) -> Job | None:
 
 
 def _list_jobs(conn: Conn, query: ListJobs) -> list[Job]:
-    """Each kind and status is a stream in order by an index of its own; SQLite merges them, so a
-    page costs what it holds and what it skips, never a sort of all that matches. It is reached
-    from the end that is nearer."""
-    wanted = query.wanted
-    counted = [(one, _matching(conn, *_conditions(one))) for one in _streams(wanted)]
-    matching = sum(count for _, count in counted)
-    limit = min(wanted.limit, max(0, matching - wanted.offset))
-    if limit == 0:
+    seqs = find_page(conn, query.wanted)
+    if not seqs:
         return []
-    parts, values = [], []
-    for one in (stream for stream, count in counted if count):
-        where, bound = _conditions(one)
-        parts.append(f"SELECT seq FROM jobs {_index(conn, one)}{where}")
-        values += bound
-    older = matching - wanted.offset - limit
-    order, skip = ("DESC", wanted.offset) if wanted.offset <= older else ("ASC", older)
-    # The page is found by the narrow indexes alone; rows are read for the page only.
-    page = f"{' UNION ALL '.join(parts)} ORDER BY seq {order} LIMIT ? OFFSET ?"
-    seqs = [row[0] for row in conn.execute(page, (*values, limit, skip))]
     places = ",".join("?" * len(seqs))
     rows = conn.execute(f"SELECT {JOB}{FROM}WHERE j.seq IN ({places}) ORDER BY j.seq DESC", seqs)
     return [brief_of(row) for row in rows]
-
-
-def _streams(wanted: JobFilter) -> Iterator[JobFilter]:
-    if wanted.kind is None and not (wanted.statuses or wanted.type or wanted.priority is not None):
-        yield wanted
-        return
-    alone: list[tuple[JobStatus, ...]] = [(status,) for status in wanted.statuses] or [()]
-    for kind in JobKind if wanted.kind is None else (wanted.kind,):
-        for statuses in alone:
-            yield replace(wanted, kind=kind, statuses=statuses)
-
-
-def _conditions(wanted: JobFilter) -> tuple[str, list[object]]:
-    terms, values = [], []
-    columns: tuple[tuple[str, object], ...] = (
-        ("kind", wanted.kind.value if wanted.kind else None),
-        ("status", wanted.statuses[0].value if wanted.statuses else None),
-        ("type", wanted.type),
-        ("priority", wanted.priority),
-    )
-    for column, value in columns:
-        if value is not None:
-            terms.append(f"{column} = ?")
-            values.append(value)
-    return (" WHERE " + " AND ".join(terms) if terms else ""), values
-
-
-def _matching(conn: Conn, where: str, values: list[object]) -> int:
-    row = conn.execute(f"SELECT coalesce(sum(n), 0) FROM counts{where}", values).fetchone()
-    return int(row[0])
-
-
-def _index(conn: Conn, wanted: JobFilter) -> str:
-    """Walk the index of the filter that leaves the fewest rows; the counts know which."""
-    if wanted.kind is None:
-        return ""
-    choices = []
-    if wanted.statuses:
-        choices.append(("jobs_status", replace(wanted, type=None, priority=None)))
-    if wanted.type is not None:
-        choices.append(("jobs_type", replace(wanted, statuses=(), priority=None)))
-    if wanted.priority is not None:
-        choices.append(("jobs_priority", replace(wanted, statuses=(), type=None)))
-    if not choices:
-        return "INDEXED BY jobs_kind "
-    narrowest = min(choices, key=lambda choice: _matching(conn, *_conditions(choice[1])))
-    return f"INDEXED BY {narrowest[0]} "
 
 
 def _any_ready(conn: Conn, query: AnyReady) -> bool:
@@ -423,4 +369,7 @@ QUERIES: dict[type[Any], Callable[[Conn, Any], Any]] = {
     FindBlob: _find_blob,
     ListEvents: _list_events,
     GetStanding: _get_standing,
+    FindOutcomes: lambda conn, query: list(
+        find_outcomes(conn, query.origin, query.boot, query.seqs)
+    ),
 }

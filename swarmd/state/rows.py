@@ -8,7 +8,6 @@ from sqlite3 import Cursor
 from typing import Any
 
 import msgspec
-from msgspec import structs
 
 from swarmd.domain.jobs import (
     Attempt,
@@ -96,7 +95,12 @@ _decode_brief = msgspec.msgpack.Decoder(_Brief).decode
 
 def brief_of(row: tuple[Any, ...]) -> Job:
     """A job for a listing: its spec without arguments, environment and the like."""
-    return job_of(row, spec=JobSpec(**structs.asdict(_decode_brief(row[16]))))
+    brief = _decode_brief(row[16])
+    spec = JobSpec(
+        type=brief.type, source=brief.source, priority=brief.priority, labels=brief.labels,
+        kind=brief.kind, namespace=brief.namespace,
+    )  # fmt: skip
+    return job_of(row, spec)
 
 
 def load_job(execute: Execute, job_id: str) -> Job | None:

@@ -49,6 +49,7 @@ from swarmd.state.rows import (
 )
 from swarmd.state.rules.jobs import Held, end_job, held, held_by_seq, put_result, stop_attempt
 from swarmd.state.rules.nodes import find_node, save_node
+from swarmd.state.rules.spans import Tally, count_move
 from swarmd.state.tx import Tx
 
 BACKOFF_MS = 60_000
@@ -74,6 +75,7 @@ def usage_of(execute: Execute, node_id: str) -> Usage:
 
 def assign(tx: Tx, command: AssignJobs) -> int:
     nodes: dict[NodeId, tuple[Node, Usage]] = {}
+    tally = Tally()
     given = 0
     for one in command.assignments:
         row = tx.execute("SELECT seq FROM jobs WHERE id = ? AND ready = 1", (one.job_id,))
@@ -86,7 +88,7 @@ def assign(tx: Tx, command: AssignJobs) -> int:
                 continue
             nodes[one.node_id] = (node, usage_of(tx.execute, one.node_id))
         node, used = nodes[one.node_id]
-        job = held_by_seq(tx, found[0])
+        job = held_by_seq(tx, found[0], tally)
         assert job is not None
         shape = load_shape(tx.execute, job.shape)
         need = shape.resources
@@ -98,6 +100,7 @@ def assign(tx: Tx, command: AssignJobs) -> int:
         attempt_id = _hold(tx, job, one.node_id, False, "", AttemptStatus.ASSIGNED, one.devices)
         tx.emit(JobAssigned(job.id, attempt_id, one.node_id))
         given += 1
+    tally.write(tx)
     return given
 
 
@@ -128,8 +131,7 @@ def _hold(
         (to.value, made, holder, started, tx.revision, job.seq),
     )
     tx.ready(job.shape, -1)
-    tx.count(job.kind, job.status, job.priority, job.type, -1)
-    tx.count(job.kind, to, job.priority, job.type, 1)
+    count_move(tx, job, to)
     return AttemptId(made)
 
 
@@ -186,10 +188,13 @@ def _whole(tx: Tx, seq: int) -> Job:
 
 
 def report(tx: Tx, command: ReportAttempts) -> tuple[bool, ...]:
-    return tuple(_report_one(tx, command.node_id, one) for one in command.reports)
+    tally = Tally()
+    counted = tuple(_report_one(tx, command.node_id, one, tally) for one in command.reports)
+    tally.write(tx)
+    return counted
 
 
-def _report_one(tx: Tx, node_id: NodeId, one: AttemptReport) -> bool:
+def _report_one(tx: Tx, node_id: NodeId, one: AttemptReport, tally: Tally) -> bool:
     row = tx.execute(
         "SELECT job_seq, active, status, started_at FROM attempts WHERE id = ? AND node_id = ?",
         (one.attempt_id, node_id),
@@ -199,7 +204,7 @@ def _report_one(tx: Tx, node_id: NodeId, one: AttemptReport) -> bool:
     job_seq, active, standing, known_start = row
     if not active:
         return False
-    job = held_by_seq(tx, job_seq)
+    job = held_by_seq(tx, job_seq, tally)
     assert job is not None and job.attempt_id == one.attempt_id
     started = known_start
     if started is None and one.started_age_ms is not None:
@@ -240,8 +245,7 @@ def _start(tx: Tx, job: Held, attempt_id: AttemptId, node_id: NodeId, started: i
         "UPDATE jobs SET status='running', started_at=?, revision=? WHERE seq=?",
         (started, tx.revision, job.seq),
     )
-    tx.count(job.kind, job.status, job.priority, job.type, -1)
-    tx.count(job.kind, JobStatus.RUNNING, job.priority, job.type, 1)
+    count_move(tx, job, JobStatus.RUNNING)
     tx.emit(JobStarted(job.id, attempt_id, node_id))
 
 
@@ -270,8 +274,7 @@ def _requeue(tx: Tx, job: Held, reason: str) -> None:
         (tx.revision, job.recoveries, job.seq),
     )
     tx.ready(job.shape, 1)
-    tx.count(job.kind, job.status, job.priority, job.type, -1)
-    tx.count(job.kind, JobStatus.PENDING, job.priority, job.type, 1)
+    count_move(tx, job, JobStatus.PENDING)
     tx.emit(JobRequeued(job.id, job.attempt_id, reason))
 
 
@@ -303,8 +306,7 @@ def _fail(tx: Tx, job: Held, result: Result, ended: int) -> None:
         (not_before, error, tx.revision, job.seq),
     )
     put_result(tx, job.seq, result)
-    tx.count(job.kind, job.status, job.priority, job.type, -1)
-    tx.count(job.kind, JobStatus.PENDING, job.priority, job.type, 1)
+    count_move(tx, job, JobStatus.PENDING)
     assert job.attempt_id is not None
     tx.emit(JobRetrying(job.id, job.attempt_id, not_before, error))
 

@@ -46,6 +46,7 @@ from swarmd.state.commands import (
     WakeJobs,
 )
 from swarmd.state.rows import FROM, JOB, Shape, encode, job_of, load_job, spec_hash
+from swarmd.state.rules.spans import Tally, count_gone, count_move, count_new
 from swarmd.state.tx import Tx
 
 TYPES_MAX = 500
@@ -53,7 +54,12 @@ OTHER = "(other)"
 
 
 def submit(tx: Tx, command: SubmitJobs) -> tuple[Job | Refusal, ...]:
-    return tuple(_or_refusal(_submit_one, tx, new, command.group_id) for new in command.jobs)
+    tally = Tally()
+    outcomes = tuple(
+        _or_refusal(_submit_one, tx, new, command.group_id, tally) for new in command.jobs
+    )
+    tally.write(tx)
+    return outcomes
 
 
 def _or_refusal(step: Callable[..., Job], tx: Tx, *args: object) -> Job | Refusal:
@@ -64,7 +70,7 @@ def _or_refusal(step: Callable[..., Job], tx: Tx, *args: object) -> Job | Refusa
         return Refusal(error.code, error.message, facts)
 
 
-def _submit_one(tx: Tx, new: NewJob, group_id: str | None) -> Job:
+def _submit_one(tx: Tx, new: NewJob, group_id: str | None, tally: Tally) -> Job:
     spec, tenant = new.spec, tx.entry.actor.tenant
     packed = encode(spec)
     if spec.idempotency_key is not None:
@@ -105,7 +111,7 @@ def _submit_one(tx: Tx, new: NewJob, group_id: str | None) -> Job:
         pin_blob(tx, seq, blob)
     if ready:
         tx.ready(shape, 1)
-    tx.count(spec.kind.value, JobStatus.PENDING, spec.priority, spec.type, 1)
+    count_new(tx, tally, seq, spec.kind.value, spec.priority, spec.type)
     name = f"submitted:{spec.priority}"
     tx.total(spec.kind, name, _label(tx, spec.kind.value, name, spec.type))
     tx.emit(JobSubmitted(new.id, spec.kind, ready))
@@ -181,6 +187,7 @@ class Held:
     node_id: NodeId | None
     failures: int
     recoveries: int
+    tally: Tally | None = None
 
 
 _HELD = (
@@ -196,15 +203,15 @@ def held(tx: Tx, job_id: str) -> Held:
     return _held(row)
 
 
-def held_by_seq(tx: Tx, seq: int) -> Held | None:
+def held_by_seq(tx: Tx, seq: int, tally: Tally | None = None) -> Held | None:
     """None for a job that was forgotten meanwhile."""
     row = tx.execute(_HELD + "seq = ?", (seq,)).fetchone()
-    return None if row is None else _held(row)
+    return None if row is None else _held(row, tally)
 
 
-def _held(row: tuple[Any, ...]) -> Held:
+def _held(row: tuple[Any, ...], tally: Tally | None = None) -> Held:
     held = Held(*row)
-    held.status, held.ready = JobStatus(row[5]), bool(row[6])
+    held.status, held.ready, held.tally = JobStatus(row[5]), bool(row[6]), tally
     return held
 
 
@@ -226,8 +233,7 @@ def end_job(
         put_result(tx, job.seq, result)
     if job.ready:
         tx.ready(job.shape, -1)
-    tx.count(job.kind, job.status, job.priority, job.type, -1)
-    tx.count(job.kind, status, job.priority, job.type, 1)
+    count_move(tx, job, status)
     tx.total(job.kind, status.value)
     if started is not None:
         _observe(tx, job.kind, "run", ended - started)
@@ -362,8 +368,8 @@ def prune(tx: Tx, command: PruneJobs) -> int:
         (command.before, command.limit),
     ).fetchall()
     seqs = [(row[0],) for row in rows]
-    for _, kind, status, priority, type_, shape in rows:
-        tx.count(kind, JobStatus(status), priority, type_, -1)
+    count_gone(tx, (row[:5] for row in rows))
+    for *_, shape in rows:
         tx.execute("UPDATE shapes SET jobs = jobs - 1 WHERE id = ?", (shape,))
         tx.execute("DELETE FROM shapes WHERE id = ? AND jobs = 0", (shape,))
     for (seq,) in seqs:

@@ -8,7 +8,7 @@ from msgspec.structs import replace
 from swarmd.domain.errors import Conflict
 from swarmd.domain.events import BlobAdded, BlobsDropped, NodeChanged, SettingChanged
 from swarmd.domain.nodes import Node
-from swarmd.state.commands import AddBlob, DropBlobs, PruneEvents, PutNode, PutSetting
+from swarmd.state.commands import AddBlob, DropBlobs, PruneEvents, PutNode, PutSetting, RaiseVersion
 from swarmd.state.rows import Execute, encode
 from swarmd.state.tx import Tx
 
@@ -96,3 +96,19 @@ def prune_events(tx: Tx, command: PruneEvents) -> int:
         return 0
     upto = min(cut, oldest + command.limit - 1)
     return tx.execute("DELETE FROM events WHERE seq <= ?", (upto,)).rowcount
+
+
+VERSION_KEY = "cluster_version"
+
+
+def raise_version(tx: Tx, command: RaiseVersion) -> int:
+    row = tx.execute("SELECT value FROM settings WHERE key = ?", (VERSION_KEY,)).fetchone()
+    present = int(row[0]) if row is not None else 1
+    if command.version <= present:
+        return present
+    value = str(command.version).encode()
+    tx.execute(
+        "INSERT OR REPLACE INTO settings VALUES (?,?,?)", (VERSION_KEY, value, tx.revision)
+    )
+    tx.emit(SettingChanged(VERSION_KEY))
+    return command.version
