@@ -52,6 +52,27 @@ class NodeSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MeshSection:
+    """Between nodes. Until nodes prove who they are, only on loopback addresses."""
+
+    port: int = setting(8473, "where other nodes reach this one; 0 takes any that is free",
+                        low=0, high=65535)  # fmt: skip
+    bind: tuple[str, ...] = setting((), "addresses of its own, in place of node.bind", kind="ip")
+    join: tuple[str, ...] = setting(
+        (), "HOST[:PORT] of nodes whose swarm a new node joins", kind="host-port"
+    )
+    timing: str = setting("default", "how soon a silent leader is replaced: default, or lan for"
+                          " half of that", choices=("default", "lan"))  # fmt: skip
+    voters: int = setting(3, "members that vote, where there are so many", low=1, high=9)
+    log_entries_keep: int = setting(
+        10_000, "entries of the log kept for nodes that were away for a moment", low=10
+    )
+    snapshot_bytes_per_s_max: int = setting(
+        128 * MIB, "what a node gives of a copy of the state to one that is far behind", low=MIB
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SurfaceSection:
     port: int = setting(0, "its TCP port; 0 takes any that is free", low=0, high=65535)
     enabled: bool = setting(True, "serve it at all")
@@ -153,6 +174,7 @@ class LogSection:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     node: NodeSection = NodeSection()
+    mesh: MeshSection = MeshSection()
     surfaces: SurfacesSection = SurfacesSection()
     http: HttpSection = HttpSection()
     jobs: JobsSection = JobsSection()

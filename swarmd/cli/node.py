@@ -35,16 +35,17 @@ def up(
 ) -> int:
     """Run one node in the foreground.
 
-    It is ready with a line on stderr that has every URL. SIGTERM and Ctrl-C stop it within 5 s
+    It is ready with a line on stderr that has every URL. With --join a new node becomes part
+    of that swarm; one that was part of a swarm needs it no more. SIGTERM and Ctrl-C stop it within 5 s
     and leave its jobs running; the next `swarmd up` takes them back.
     """
     from swarmd import logs
     from swarmd.config_sources import load
     from swarmd.paths import make_data_dir
 
-    _refuse_mesh(join, token)
+    _refuse_token(token)
     flags = {"node.name": name, "node.bind": bind, "node.advertise": advertise,
-             "node.data_dir": data_dir}  # fmt: skip
+             "node.data_dir": data_dir, "mesh.join": join}  # fmt: skip
     config = load(os.environ, flags, file=config_file)
     make_data_dir(config.node.data_dir)
     logs.set_up(config.log.level, config.log.format)
@@ -118,19 +119,11 @@ def _listens(daemon: Daemon) -> bool:
     return True
 
 
-def _refuse_mesh(join: tuple[str, ...], token: str | None) -> None:
-    from swarmd import values
-    from swarmd.config_sources import MESH_PORT
+def _refuse_token(token: str | None) -> None:
     from swarmd.domain.errors import Invalid
 
-    for address in join:
-        try:
-            values.host_and_port(address, MESH_PORT)
-        except Invalid as problem:
-            raise Invalid(f"--join: {problem.message}") from None
-    if join or token is not None:
-        given = "--join" if join else "--token"
+    if token is not None:
         raise Invalid(
-            f"{given}: joining needs the mesh, which this version does not have yet;"
-            " without it `swarmd up` runs a swarm of one node"
+            "--token: this version has no tokens yet: nodes join on loopback addresses alone,"
+            " with --join"
         )

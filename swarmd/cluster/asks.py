@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 
 from swarmd.cluster.handle import Ask
@@ -41,3 +43,18 @@ class LogChunk(msgspec.Struct, frozen=True):
     """Past `offset` plus the data where a hole was cut out of a log that grew too long."""
     ended: bool
     """The attempt is over and this reaches the end of its log."""
+
+
+class ReadClock(Ask[int], frozen=True):
+    """The node's own clock, in milliseconds since 1970."""
+
+
+AnyAsk = Beat | ListBeats | ReadLog | ReadClock
+
+ANSWERS: dict[type[Any], Any] = {
+    Beat: None,
+    ListBeats: list[LastBeat],
+    ReadLog: LogChunk,
+    ReadClock: int,
+}
+"""What each is answered with, on the wire too."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 import trio
@@ -87,6 +87,12 @@ class Feed:
                     del self._subscribers[channel]
                     channel.close()
 
+    def cut_off(self) -> None:
+        """Events were left out: everyone watches again from where it was."""
+        for channel in list(self._subscribers):
+            channel.close()
+        self._subscribers.clear()
+
     @asynccontextmanager
     async def subscribe(
         self, past: AsyncIterator[Event], after: int, wants: Wants | None
@@ -99,3 +105,5 @@ class Feed:
         finally:
             self._subscribers.pop(send, None)
             send.close()
+            if isinstance(past, AsyncGenerator):
+                await past.aclose()

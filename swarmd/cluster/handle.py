@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager
-from typing import Generic, Protocol, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager
+from contextvars import ContextVar
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
 
@@ -32,8 +35,80 @@ LEADER = Leader()
 
 
 class Leadership(msgspec.Struct, frozen=True):
+    """Who leads, as far as a node knows. `ready` on the leader alone: everything of the terms
+    before is applied, so that it can act."""
+
     leader: NodeId | None
     term: int
+    ready: bool = False
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """How far the leader has brought a member."""
+
+    match: int
+    state: str
+    """probe, replicate or snapshot."""
+    active: bool
+
+
+class LogView(msgspec.Struct, frozen=True):
+    """The log as this node sees it. `progress` is known on the leader alone."""
+
+    term: int
+    committed: int
+    applied: int
+    first: int
+    last: int
+    voters: tuple[NodeId, ...]
+    learners: tuple[NodeId, ...]
+    joint: bool
+    """Between two sets of voters: both must agree."""
+    progress: dict[NodeId, Progress]
+
+
+class StateCopy(msgspec.Struct, frozen=True):
+    index: int
+    term: int
+    size_bytes: int
+    sha256: str
+
+
+class Role(StrEnum):
+    VOTER = "voter"
+    LEARNER = "learner"
+    AGENT = "agent"
+
+
+class PeerView(msgspec.Struct, frozen=True):
+    """What this node sees of a member: its part in the log, and whether it answers."""
+
+    role: Role
+    alive: bool
+    rtt_ms: float | None = None
+
+
+_local_reads: ContextVar[bool] = ContextVar("local_reads", default=False)
+
+
+def reads_are_local() -> bool:
+    return _local_reads.get()
+
+
+def read_locally() -> None:
+    """From here on in this task, and in those it starts, reads answer from this node's replica as
+    it stands: for loops whose commands are checked when they are applied."""
+    _local_reads.set(True)
+
+
+@contextmanager
+def local_reads() -> Iterator[None]:
+    """The same for as long as the body runs."""
+    token = _local_reads.set(True)
+    try:
+        yield
+    finally:
+        _local_reads.reset(token)
 
 
 class BlobPort(Protocol):
@@ -56,21 +131,29 @@ class Cluster(Protocol):
     blobs: BlobPort
 
     async def propose(self, command: Command[T], actor: Actor) -> T:
-        """Have a command applied everywhere. The refusals are the command's own; Busy when too
-        much is under way, Unavailable when nobody leads. Cancelled means: the outcome is unknown.
+        """Have a command applied everywhere; it is applied here when this returns. The refusals
+        are the command's own; Busy when too much is under way (nothing was done), Unavailable when
+        nobody leads (the message says whether it may yet be done). A command with a term is
+        Conflict unless this node leads in it. Cancelled means: the outcome is unknown.
         """
 
     async def read(self, query: Query[T]) -> T:
-        """Answer from the state, never older than what was acknowledged before."""
+        """Answer from the state, never older than what was acknowledged anywhere before; of this
+        node's replica as it stands within `local_reads`. Unavailable when nobody leads."""
 
     def watch(
         self, after: int | None = None, wants: Callable[[Event], bool] | None = None
     ) -> AbstractAsyncContextManager[Subscription]:
         """Events after one, or from now on. A subscriber that falls behind is dropped with
-        FellBehind, and watches again from its last event."""
+        FellBehind, and watches again from its last event, here or on another node."""
 
     async def ask(self, target: NodeId | Leader, request: Ask[T]) -> T:
         """Ask one node. NotFound: no such node; Unavailable: it cannot be reached."""
+
+    def answers(
+        self, request: type[Ask[Any]], answer: Callable[[Any], Awaitable[Any]]
+    ) -> Callable[[], None]:
+        """Have asks of a type answered on this node, until what is returned is called."""
 
     def new_id(self) -> str:
         """An id that nobody else has made or will make."""
@@ -78,5 +161,38 @@ class Cluster(Protocol):
     def now_ms(self) -> int:
         """The swarm's time as this node sees it: never before that of the last entry."""
 
+    def clock_ms(self) -> int:
+        """This host's own clock, right or wrong."""
+
+    def cluster_version(self) -> int:
+        """The version of the machine that is in force."""
+
     def leadership(self) -> Leadership:
         """Who leads, as far as this node knows."""
+
+    async def leadership_changed(self, seen: Leadership) -> Leadership:
+        """Wait until it is another than `seen`."""
+
+    def peer(self, node_id: NodeId) -> PeerView:
+        """How a member stands, as far as this node knows."""
+
+    def log_view(self) -> LogView:
+        """Where the log stands."""
+
+    async def change_members(
+        self, *, learners: tuple[NodeId, ...] = (), voters: tuple[NodeId, ...] = (),
+        removed: tuple[NodeId, ...] = (),
+    ) -> None:  # fmt: skip
+        """Make members learners or voters, or take them out; in one step. Returns when it holds.
+        Unavailable: this node does not lead, or the swarm does not come to it."""
+
+    async def hand_over(self, to: NodeId | None = None) -> None:
+        """Have another voter lead, the one that is furthest where none is named. Conflict: it is
+        no voter; Unavailable: it did not take over in time. Nothing where this node does not lead.
+        """
+
+    async def copy_state(self, path: Path) -> StateCopy:
+        """Write a copy of the state to a new file."""
+
+    def staleness_ms(self) -> int | None:
+        """How long ago this node last knew itself up to date; None: it never did."""

@@ -46,17 +46,21 @@ class Pace:
         self.held: dict[NodeId, int] = {}
         self.slots: dict[NodeId, int] = {}
         self._known_seq = 0
+        self._nodes_changed = False
 
     def start_from(self, view: PlacementView) -> None:
         """What is held is counted anew from the state whenever it is read, attempts of before our
         time too; events that it has in it already are not counted again."""
         self._known_seq = view.event_seq
+        self._nodes_changed = False
         self._holder.update((i, NodeId(holder)) for i, holder in view.holders.items())
         self.slots = {node.id: node.capacity.slots for node in view.nodes}
         self.held = {node.id: view.used[node.id].slots for node in view.nodes}
 
     def note(self, event: Event, now: float) -> None:
         match event.body:
+            case NodeChanged():
+                self._nodes_changed = True  # what it offers is in the state alone
             case JobAssigned(attempt_id=attempt_id, node_id=node_id, external=False):
                 self._holder[attempt_id] = node_id
                 self._hold(node_id, 1, event.seq)
@@ -86,7 +90,7 @@ class Pace:
         """Whether some node has an idle slot, or has used up half of what it holds ahead: so a
         busy node is given several at once rather than one at a time."""
         far = self.ahead(now)
-        return any(
+        return self._nodes_changed or any(
             self.held.get(node_id, 0) < slots + (far.get(node_id, 0) + 1) // 2
             for node_id, slots in self.slots.items()
         )

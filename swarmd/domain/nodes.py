@@ -51,6 +51,8 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True):
     name: str
     kind: NodeKind = NodeKind.MEMBER
     addresses: tuple[str, ...] = ()
+    mesh: tuple[str, ...] = ()
+    """Where other nodes reach it, `host:port`, the best first."""
     reach: tuple[str, ...] = ("mesh",)
     """Ways to it: mesh, http, ssh."""
     capabilities: tuple[str, ...] = ()
@@ -61,6 +63,8 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True):
     arch: str = ""
     os: str = ""
     version: str = ""
+    machine_version: int = 1
+    """The newest version of the replicated state that it can apply."""
     tenant: str = "default"
     namespace: str = "default"
     revision: int = 0

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from swarmd.cluster.handle import Cluster
+from swarmd.cluster.handle import Cluster, local_reads
 from swarmd.domain.actors import SYSTEM
 from swarmd.domain.errors import SwarmError
+from swarmd.domain.nodes import Node, Usage
 from swarmd.state.commands import PutSetting
 from swarmd.state.queries import GetSetting, GetStanding, ListNodes, UsageOf
 
@@ -46,7 +47,8 @@ class SwarmStatus(msgspec.Struct, frozen=True):
 
 async def health(cluster: Cluster) -> Health:
     try:
-        await cluster.read(GetStanding())
+        with local_reads():
+            await cluster.read(GetStanding())
     except SwarmError as error:
         return Health(False, False, None, error.message)
     leader = cluster.leadership().leader
@@ -56,31 +58,33 @@ async def health(cluster: Cluster) -> Health:
 
 
 async def status(cluster: Cluster) -> SwarmStatus:
-    views = []
-    leader_name = None
+    """As this node sees it, leader or not."""
+    with local_reads():
+        nodes = await cluster.read(ListNodes())
+        used = {node.id: await cluster.read(UsageOf(node.id)) for node in nodes}
     leadership = cluster.leadership()
-    for node in await cluster.read(ListNodes()):
-        used = await cluster.read(UsageOf(node.id))
-        if node.id == leadership.leader:
-            leader_name = node.name
-        capacity = node.capacity
-        views.append(
-            NodeView(
-                name=node.name,
-                address=node.addresses[0] if node.addresses else "",
-                status="alive",
-                role="voter",
-                id=node.id,
-                version=node.version,
-                slots=capacity.slots,
-                used_slots=used.slots,
-                cpus=capacity.cpus,
-                memory_bytes=capacity.memory_bytes,
-                gpus=sum(device.startswith("gpu") for device in capacity.devices),
-                labels=node.labels,
-            )
-        )
-    return SwarmStatus(cluster.cluster_id, leader_name, leadership.term, tuple(views))
+    names = {node.id: node.name for node in nodes}
+    leader = None if leadership.leader is None else names.get(leadership.leader)
+    views = tuple(_view(cluster, node, used[node.id]) for node in nodes)
+    return SwarmStatus(cluster.cluster_id, leader, leadership.term, views)
+
+
+def _view(cluster: Cluster, node: Node, used: Usage) -> NodeView:
+    seen, capacity = cluster.peer(node.id), node.capacity
+    return NodeView(
+        name=node.name,
+        address=node.addresses[0] if node.addresses else "",
+        status="alive" if seen.alive else "dead",
+        role=seen.role.value,
+        id=node.id,
+        version=node.version,
+        slots=capacity.slots,
+        used_slots=used.slots,
+        cpus=capacity.cpus,
+        memory_bytes=capacity.memory_bytes,
+        gpus=sum(device.startswith("gpu") for device in capacity.devices),
+        labels=node.labels,
+    )
 
 
 async def node_names(cluster: Cluster) -> dict[str, str]:
@@ -88,10 +92,15 @@ async def node_names(cluster: Cluster) -> dict[str, str]:
     return {node.id: node.name for node in await cluster.read(ListNodes())}
 
 
+async def known_admin_key(cluster: Cluster) -> str | None:
+    known = await cluster.read(GetSetting(ADMIN_KEY))
+    return None if known is None else known.decode()
+
+
 async def admin_key(cluster: Cluster, made: str) -> str:
     """The swarm's own key, the same on every node: `made` is taken where there is none yet."""
-    known = await cluster.read(GetSetting(ADMIN_KEY))
+    known = await known_admin_key(cluster)
     if known is None:
         command = PutSetting(ADMIN_KEY, made.encode(), only_new=True)
-        known = await cluster.propose(command, SYSTEM)
-    return known.decode()
+        known = (await cluster.propose(command, SYSTEM)).decode()
+    return known

@@ -4,7 +4,7 @@ A command carries everything that its rule needs: ids made by the proposer, neve
 
 from __future__ import annotations
 
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import msgspec
 
@@ -188,6 +188,14 @@ class PutSetting(Command[bytes], frozen=True):
     only_new: bool = False
 
 
+class RaiseVersion(Command[int], frozen=True):
+    """Let the machine do what came with a version, now that every replica can. Never lowered:
+    answers the version in force. Fenced by term."""
+
+    version: int
+    term: int
+
+
 AnyCommand = (
     SubmitJobs
     | CreateGroup
@@ -205,14 +213,67 @@ AnyCommand = (
     | AddBlob
     | DropBlobs
     | PutSetting
+    | RaiseVersion
 )
 
 
+class RequestId(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Which request of which boot of which node: the same one is never applied twice."""
+
+    origin: int
+    boot: int
+    seq: int
+
+
+class Request(msgspec.Struct, frozen=True, array_like=True):
+    """A command on its way: what a node hands to the leader, and what the log holds."""
+
+    id: RequestId
+    actor: Actor
+    command: AnyCommand
+
+
+class Batch(msgspec.Struct, frozen=True, array_like=True):
+    """The data of one entry of the log: the leader's time, and requests that came together."""
+
+    at: int
+    requests: tuple[Request, ...]
+
+
 class Entry(msgspec.Struct, frozen=True):
-    """One place in the log. `at` never goes backwards; whoever leads stamps it."""
+    """A command in its place: several of one batch share an index. `at` never goes backwards."""
 
     index: int
     term: int
     at: int
     actor: Actor
     command: AnyCommand
+    request: RequestId | None = None
+
+
+ANSWERS: dict[type[Any], Any] = {
+    SubmitJobs: tuple[Job | Refusal, ...],
+    CreateGroup: Group,
+    CancelJobs: tuple[Job | Refusal, ...],
+    ClaimJob: Job | None,
+    AssignJobs: int,
+    ReportAttempts: tuple[bool, ...],
+    FinishClaim: Job,
+    ExpireAttempts: int,
+    WakeJobs: int,
+    SettleDependents: int,
+    PruneJobs: int,
+    PruneEvents: int,
+    PutNode: Node,
+    AddBlob: None,
+    DropBlobs: tuple[str, ...],
+    PutSetting: bytes,
+    RaiseVersion: int,
+}
+"""What each command answers, for an answer that has to be read back from the state."""
+
+VERSION = 1
+"""The newest version of the machine that this program can apply."""
+
+SINCE: dict[type[Any], int] = dict.fromkeys(ANSWERS, 1)
+"""The version that brought each command: it is not proposed while an older one is in force."""

@@ -10,9 +10,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from swarmd.domain.errors import Conflict, SwarmError
 from swarmd.domain.events import Event
 from swarmd.state import commands as c
+from swarmd.state.requests import Requests
 from swarmd.state.rules import attempts, jobs, nodes
 from swarmd.state.tx import Tx
 
@@ -33,17 +36,29 @@ RULES: dict[type[Any], Callable[[Tx, Any], Any]] = {
     c.DropBlobs: nodes.drop_blobs,
     c.PutSetting: nodes.put_setting,
     c.PruneEvents: nodes.prune_events,
+    c.RaiseVersion: nodes.raise_version,
 }
 
 
 @dataclass(slots=True)
 class Applied:
-    """What became of one entry: a value or a refusal, and the events it made."""
+    """What became of one entry: a value or a refusal, and the events it made. A repeated request
+    makes nothing: what became of it was told the first time."""
 
-    index: int
+    request: c.RequestId | None
     value: Any
     refusal: SwarmError | None
     events: list[Event]
+    repeated: bool = False
+
+
+class Place(msgspec.Struct, frozen=True):
+    """How far the log is applied. It goes with what it left, in one transaction."""
+
+    index: int
+    term: int
+    conf: bytes | None = None
+    """Who votes as of here, in the log's own form; None: as before."""
 
 
 class Machine:
@@ -52,54 +67,81 @@ class Machine:
     def __init__(self, conn: sqlite3.Connection) -> None:
         self._conn = conn
         self._tx: Tx | None = None
-        self.applied = int(self._meta("applied", 0))
-        self.last_at = int(self._meta("last_at", 0))
+        self._requests: Requests | None = None
+        self.place = read_place(conn)
+        self.last_at = int(read_meta(conn, "last_at", 0))
 
-    def _meta(self, key: str, default: int) -> Any:
-        row = self._conn.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
-        return default if row is None else row[0]
-
-    def apply(self, entries: Sequence[c.Entry]) -> list[Applied]:
-        """Apply a batch in one transaction, with the applied index inside it. An error of the
+    def apply(self, entries: Sequence[c.Entry], upto: Place | None = None) -> list[Applied]:
+        """Apply a batch in one transaction, with the place in the log inside it. An error of the
         database rolls the whole batch back and is raised: nothing of it was acknowledged."""
         conn = self._conn
+        if upto is None:
+            upto = Place(entries[-1].index, entries[-1].term)
         conn.execute("BEGIN IMMEDIATE")
         try:
-            if self._tx is None:
-                self._tx = Tx(conn)
-            tx = self._tx
-            applied = [self._apply_one(tx, entry) for entry in entries]
-            tx.flush()
-            last = entries[-1]
-            conn.executemany(
-                "INSERT OR REPLACE INTO meta VALUES (?,?)",
-                (("applied", last.index), ("last_at", last.at)),
-            )
+            if self._tx is None or self._requests is None:
+                self._tx, self._requests = Tx(conn), Requests(conn)
+            applied = [self._apply_one(self._tx, self._requests, entry) for entry in entries]
+            self._tx.flush()
+            self._requests.flush(conn)
+            last_at = max(self.last_at, entries[-1].at) if entries else self.last_at
+            rows: list[tuple[str, Any]] = [
+                ("applied", upto.index),
+                ("applied_term", upto.term),
+                ("last_at", last_at),
+            ]
+            if upto.conf is not None:
+                rows.append(("conf", upto.conf))
+            conn.executemany("INSERT OR REPLACE INTO meta VALUES (?,?)", rows)
             conn.execute("COMMIT")
         except BaseException:
-            self._tx = None
+            self._tx = self._requests = None
             if conn.in_transaction:
                 conn.execute("ROLLBACK")
             raise
-        self.applied, self.last_at = last.index, last.at
+        self.place = Place(upto.index, upto.term, upto.conf or self.place.conf)
+        self.last_at = last_at
         return applied
 
-    def _apply_one(self, tx: Tx, entry: c.Entry) -> Applied:
+    def _apply_one(self, tx: Tx, requests: Requests, entry: c.Entry) -> Applied:
+        command, request = entry.command, entry.request
+        try:
+            if request is not None and not requests.admit(request):
+                return Applied(request, None, None, [], repeated=True)
+        except SwarmError as refusal:
+            return Applied(request, None, refusal, [])
         mark = tx.begin(entry)
-        command = entry.command
         tx.execute("SAVEPOINT entry")
         try:
             term = getattr(command, "term", None)
             if term is not None and term != entry.term:
                 raise Conflict("proposed by a leader of another term", term=term)
             value = RULES[type(command)](tx, command)
-        except SwarmError as refusal:
+        except SwarmError as refused:
             tx.execute("ROLLBACK TO entry")
             tx.execute("RELEASE entry")
             tx.undo(mark)
-            return Applied(entry.index, None, refusal, [])
-        tx.execute("RELEASE entry")
-        return Applied(entry.index, value, None, tx.keep())
+            outcome = Applied(request, None, refused, [])
+        else:
+            tx.execute("RELEASE entry")
+            outcome = Applied(request, value, None, tx.keep())
+        if request is not None:
+            requests.note(request, outcome.value, outcome.refusal)
+        return outcome
+
+
+def read_meta(conn: sqlite3.Connection, key: str, default: Any) -> Any:
+    row = conn.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+    return default if row is None else row[0]
+
+
+def read_place(conn: sqlite3.Connection) -> Place:
+    """How far a file's state has come."""
+    return Place(
+        int(read_meta(conn, "applied", 0)),
+        int(read_meta(conn, "applied_term", 0)),
+        read_meta(conn, "conf", None),
+    )
 
 
 def dump_hash(conn: sqlite3.Connection) -> str:

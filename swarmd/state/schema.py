@@ -73,7 +73,36 @@ CREATE TABLE events(
     body BLOB NOT NULL, hash BLOB NOT NULL);
 """
 
-MIGRATIONS: tuple[tuple[str, str], ...] = (("first", _FIRST),)
+_REQUESTS = """
+CREATE TABLE sessions(
+    origin INTEGER PRIMARY KEY, boot INTEGER NOT NULL, floor INTEGER NOT NULL,
+    next_place INTEGER NOT NULL);
+CREATE TABLE outcomes(
+    origin INTEGER NOT NULL, place INTEGER NOT NULL, seq INTEGER NOT NULL, outcome BLOB NOT NULL,
+    PRIMARY KEY(origin, place)) WITHOUT ROWID;
+"""
+
+_SPANS = """
+DROP INDEX jobs_kind;
+DROP INDEX jobs_status;
+DROP INDEX jobs_type;
+DROP INDEX jobs_priority;
+CREATE INDEX jobs_status ON jobs(kind, status, priority, seq);
+CREATE INDEX jobs_type ON jobs(kind, type, status, priority, seq);
+CREATE TABLE spans(
+    kind TEXT NOT NULL, type TEXT NOT NULL, span INTEGER NOT NULL, status TEXT NOT NULL,
+    priority INTEGER NOT NULL, n INTEGER NOT NULL,
+    PRIMARY KEY(kind, type, span, status, priority)) WITHOUT ROWID;
+INSERT INTO spans SELECT kind, type, seq >> 11, status, priority, count(*) FROM jobs
+    GROUP BY 1, 2, 3, 4, 5;
+INSERT INTO spans SELECT kind, '', span, status, priority, sum(n) FROM spans GROUP BY 1, 3, 4, 5;
+"""
+
+MIGRATIONS: tuple[tuple[str, str], ...] = (
+    ("first", _FIRST),
+    ("requests", _REQUESTS),
+    ("spans", _SPANS),
+)
 
 
 def migrate(conn: sqlite3.Connection) -> None:

@@ -1,9 +1,10 @@
 """The store: one thread that writes, with group commit, and a few connections that read.
 
-Whoever proposes waits until its entry is on disk; the thread takes all that wait at once."""
+What it is handed was agreed on: it is on the log's disk before, and applied in the log's order."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sqlite3
@@ -11,72 +12,108 @@ import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 import trio
 
-from swarmd.domain.errors import Busy, Unavailable
-from swarmd.state.commands import Entry
-from swarmd.state.machine import Applied, Machine
+from swarmd.domain.errors import Unavailable
+from swarmd.state.commands import Batch, Entry
+from swarmd.state.machine import Applied, Machine, Place, read_place
 from swarmd.state.queries import QUERIES, Query, T
 from swarmd.state.schema import migrate
 
 log = logging.getLogger(__name__)
 
+Delivered = Callable[[Sequence[Applied], Place], None]
+
 
 @dataclass(frozen=True)
 class StoreSettings:
     readers: int = 2
-    waiting_max: int = 4096
-    """Entries that may wait for the disk; over it a proposal is refused, never queued."""
     batch_max: int = 256
+    """Requests that share a transaction, about."""
     read_s_max: float = 5.0
-    durable: bool = True
-    """fsync before an entry is acknowledged. Off where a log in front of it does that."""
+    durable: bool = False
+    """fsync here too. Not needed where a log in front does that: what is lost is applied again."""
+
+
+class Slot(msgspec.Struct, frozen=True, gc=False):
+    """One entry of the log, as it was agreed on; without data it changes nothing."""
+
+    index: int
+    term: int
+    data: bytes
+
+
+class SnapshotFile(msgspec.Struct, frozen=True):
+    """A copy of the state in a file of its own, whole and fsynced."""
+
+    path: Path
+    place: Place
+    size_bytes: int
+    sha256: str
+
+
+class StateStore(Protocol):
+    """What a replica needs of whatever keeps its state."""
+
+    @property
+    def place(self) -> Place:
+        """How far it is applied, as far as was told."""
+
+    @property
+    def last_at(self) -> int: ...
+
+    def submit(self, slots: Sequence[Slot], upto: Place, done: Delivered) -> None:
+        """Have entries applied, in the order of the calls; `done` is told what became of them."""
+
+    async def read(self, query: Query[T]) -> T:
+        """Answer from one moment of what is applied."""
+
+    async def copy_to(self, path: Path) -> SnapshotFile:
+        """A copy of what is applied by now, while work goes on."""
+
+    async def check_copy(self, path: Path) -> SnapshotFile:
+        """Read a copy that came from elsewhere. Unavailable: it is damaged, or none."""
+
+    async def make_durable(self) -> int:
+        """Answers up to which index everything is on disk for certain; 0: not known now."""
+
+    async def install(self, file: SnapshotFile) -> None:
+        """Put a copy in the place of the state. Who reads waits meanwhile; what was submitted
+        before is applied before, to what is then gone."""
 
 
 class Store:
-    """`apply` is called by one owner, which numbers the entries; `read` by anyone."""
+    """A StateStore in a file. One owner calls `submit` and `install`, in the log's order."""
 
     def __init__(self, path: Path, settings: StoreSettings) -> None:
         self._path = path
         self._settings = settings
-        self._waiting: deque[tuple[Entry, _Reply]] = deque()
+        self._waiting: deque[_Work] = deque()
         self._wake = threading.Event()
         self._stopping = False
         self._failed: BaseException | None = None
         self._limiter = trio.CapacityLimiter(settings.readers)
         self._idle: list[sqlite3.Connection] = []
-        self._on_applied: Callable[[Sequence[Applied]], None] = lambda applied: None
         self._failure_seen = trio.Event()
-        self.applied = 0
+        self._files = trio.Lock()
+        """Whoever opens the file besides the writer and the readers holds it: the last to close
+        an SQLite file takes away the log that lies beside its name."""
+        self.place = Place(0, 0)
         self.last_at = 0
 
-    async def apply(self, entry: Entry) -> Any:
-        """Wait until the entry is applied and on disk; answer its value or raise its refusal.
-        Once it is handed over it will be applied, also when the caller is cancelled."""
-        reply = self.submit(entry)
-        await reply.done.wait()
-        if reply.refusal is not None:
-            raise reply.refusal
-        return reply.value
+    def submit(self, slots: Sequence[Slot], upto: Place, done: Delivered) -> None:
+        self._hand_over(_Work(slots, upto, done))
 
-    def submit(self, entry: Entry) -> _Reply:
-        self.check_room()
-        reply = _Reply()
-        self._waiting.append((entry, reply))
-        self._wake.set()
-        return reply
-
-    def check_room(self) -> None:
-        """Busy when too much waits already; asked before an entry is numbered."""
+    def _hand_over(self, work: _Work) -> None:
         if self._failed is not None or self._stopping:
             raise Unavailable("the state is closed; this node is stopping")
-        if len(self._waiting) >= self._settings.waiting_max:
-            raise Busy("too many writes wait for the disk; try again shortly")
+        self._waiting.append(work)
+        self._wake.set()
 
     async def read(self, query: Query[T]) -> T:
         """Answer from one snapshot, on a reader's thread."""
@@ -110,12 +147,41 @@ class Store:
             self._idle.append(conn)
 
     def _close_readers(self) -> None:
-        for reader in self._idle:
-            reader.close()
+        while self._idle:
+            self._idle.pop().close()
 
-    def on_applied(self, callback: Callable[[Sequence[Applied]], None]) -> None:
-        """Called on Trio's thread after each commit, before those who wait are woken."""
-        self._on_applied = callback
+    async def copy_to(self, path: Path) -> SnapshotFile:
+        async with self._files:
+            return await trio.to_thread.run_sync(_copy, self._path, path)
+
+    async def check_copy(self, path: Path) -> SnapshotFile:
+        return await trio.to_thread.run_sync(check_copy, path)
+
+    async def make_durable(self) -> int:
+        async with self._files:
+            return await trio.to_thread.run_sync(_checkpoint, self._path)
+
+    async def install(self, file: SnapshotFile) -> None:
+        tokens = [object() for _ in range(self._settings.readers)]
+        installed = trio.Event()
+
+        def done(applied: Sequence[Applied], place: Place) -> None:
+            installed.set()
+
+        with trio.CancelScope(shield=True):
+            async with self._files:
+                for token in tokens:
+                    await self._limiter.acquire_on_behalf_of(token)
+                try:
+                    await trio.to_thread.run_sync(self._close_readers)
+                    self._hand_over(_Work((), file.place, done, file.path))
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(_cancel_after, self._failure_seen, nursery.cancel_scope)
+                        await installed.wait()
+                        nursery.cancel_scope.cancel()
+                finally:
+                    for token in tokens:
+                        self._limiter.release_on_behalf_of(token)
 
     def _write_forever(self, conn: sqlite3.Connection, token: trio.lowlevel.TrioToken) -> None:
         machine = Machine(conn)
@@ -124,7 +190,16 @@ class Store:
                 self._wake.wait()
                 self._wake.clear()
                 while self._waiting:
-                    self._write_batch(machine, token)
+                    file = self._waiting[0].install
+                    if file is not None:
+                        work = self._waiting.popleft()
+                        conn.close()
+                        conn = _put_in_place(file, self._path)
+                        machine = Machine(conn)
+                        nothing: list[Applied] = []
+                        token.run_sync_soon(self._deliver, [(work, nothing)], machine.last_at)
+                    else:
+                        self._write_batch(machine, token)
                 if self._stopping:
                     return
         except BaseException as error:
@@ -136,17 +211,32 @@ class Store:
             conn.close()
 
     def _write_batch(self, machine: Machine, token: trio.lowlevel.TrioToken) -> None:
-        size = min(len(self._waiting), self._settings.batch_max)
-        batch = [self._waiting.popleft() for _ in range(size)]
-        applied = machine.apply([entry for entry, _ in batch])
-        for (_, reply), outcome in zip(batch, applied, strict=True):
-            reply.value, reply.refusal = outcome.value, outcome.refusal
-        token.run_sync_soon(self._deliver, batch, applied)
+        taken: list[tuple[_Work, list[Entry]]] = []
+        entries: list[Entry] = []
+        while self._waiting and self._waiting[0].install is None:
+            if len(entries) >= self._settings.batch_max:
+                break
+            work = self._waiting.popleft()
+            mine = decode_slots(work.slots)
+            entries += mine
+            taken.append((work, mine))
+        upto = taken[-1][0].upto
+        if upto.conf is None:
+            confs = (work.upto.conf for work, _ in reversed(taken) if work.upto.conf is not None)
+            upto = Place(upto.index, upto.term, next(confs, None))
+        applied = machine.apply(entries, upto)
+        delivery, start = [], 0
+        for work, mine in taken:
+            delivery.append((work, applied[start : start + len(mine)]))
+            start += len(mine)
+        token.run_sync_soon(self._deliver, delivery, machine.last_at)
 
-    def _deliver(self, batch: list[tuple[Entry, _Reply]], applied: list[Applied]) -> None:
-        self._on_applied(applied)
-        for _, reply in batch:
-            reply.done.set()
+    def _deliver(self, delivery: list[tuple[_Work, list[Applied]]], last_at: int) -> None:
+        self.last_at = last_at
+        for work, applied in delivery:
+            upto = work.upto
+            self.place = Place(upto.index, upto.term, upto.conf or self.place.conf)
+            work.done(applied, work.upto)
 
     async def _watch_failure(self) -> None:
         await self._failure_seen.wait()
@@ -155,11 +245,37 @@ class Store:
         raise self._failed
 
 
-@dataclass(slots=True)
-class _Reply:
-    done: trio.Event = field(default_factory=trio.Event)
-    value: Any = None
-    refusal: Any = None
+@dataclass(slots=True, frozen=True)
+class _Work:
+    slots: Sequence[Slot]
+    upto: Place
+    done: Delivered
+    install: Path | None = None
+
+
+async def _cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
+
+
+def decode_slots(slots: Sequence[Slot]) -> list[Entry]:
+    """The commands of entries, in their order."""
+    entries: list[Entry] = []
+    for slot in slots:
+        if not slot.data:
+            continue
+        try:
+            batch = _decode_batch(slot.data)
+        except msgspec.DecodeError as error:
+            raise Unavailable(
+                "the log holds what this version of swarmd does not know; start a newer one",
+                index=slot.index,
+            ) from error
+        entries += [
+            Entry(slot.index, slot.term, batch.at, request.actor, request.command, request.id)
+            for request in batch.requests
+        ]
+    return entries
 
 
 @asynccontextmanager
@@ -169,7 +285,7 @@ async def open_store(path: Path, settings: StoreSettings) -> AsyncIterator[Store
     store = Store(path, settings)
     conn = await trio.to_thread.run_sync(_open_writer, path, settings)
     first = Machine(conn)
-    store.applied, store.last_at = first.applied, first.last_at
+    store.place, store.last_at = first.place, first.last_at
     token = trio.lowlevel.current_trio_token()
     thread = threading.Thread(
         target=store._write_forever, args=(conn, token), name="state-writer", daemon=True
@@ -208,7 +324,7 @@ def _open_writer(path: Path, settings: StoreSettings) -> sqlite3.Connection:
         mode = conn.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         assert mode == "wal", mode
         conn.execute(f"PRAGMA synchronous = {'FULL' if settings.durable else 'NORMAL'}")
-        conn.execute("PRAGMA wal_autocheckpoint = 2000")
+        conn.execute("PRAGMA wal_autocheckpoint = 4000")
         conn.execute("PRAGMA journal_size_limit = 67108864")
         migrate(conn)
     except sqlite3.DatabaseError as error:
@@ -219,8 +335,90 @@ def _open_writer(path: Path, settings: StoreSettings) -> sqlite3.Connection:
     return conn
 
 
+def _put_in_place(file: Path, path: Path) -> sqlite3.Connection:
+    """Nobody has the old file open: the last to close it took its log away."""
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    file.replace(path)
+    _sync_directory(path.parent)
+    return _open_writer(path, StoreSettings())
+
+
+def _copy(live: Path, path: Path) -> SnapshotFile:
+    path.unlink(missing_ok=True)
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+    source = _connect(live, query_only=True)
+    try:
+        copy = sqlite3.connect(path, isolation_level=None)
+        try:
+            copy.execute("PRAGMA synchronous = OFF")
+            source.backup(copy)
+            copy.execute("PRAGMA journal_mode = DELETE")
+            place = read_place(copy)
+        finally:
+            copy.close()
+    finally:
+        source.close()
+    size, digest = hash_file(path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    _sync_directory(path.parent)
+    return SnapshotFile(path, place, size, digest)
+
+
+def hash_file(path: Path) -> tuple[int, str]:
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256")
+        return file.tell(), digest.hexdigest()
+
+
+def check_copy(path: Path) -> SnapshotFile:
+    """Read a copy that came from elsewhere. Invalid content is refused with Unavailable."""
+    size, digest = hash_file(path)
+    try:
+        conn = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
+        try:
+            found = conn.execute("PRAGMA quick_check(1)").fetchone()[0]
+            place = read_place(conn)
+        finally:
+            conn.close()
+    except sqlite3.DatabaseError as error:
+        raise Unavailable(f"{path} is no state of a swarm: {error}") from error
+    if found != "ok" or place.index == 0:
+        raise Unavailable(f"{path} is damaged, or empty: {found}")
+    return SnapshotFile(path, place, size, digest)
+
+
+def _checkpoint(path: Path) -> int:
+    conn = _connect(path, query_only=False)
+    try:
+        index = read_place(conn).index
+        busy, frames, moved = conn.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        return index if not busy and frames == moved else 0
+    finally:
+        conn.close()
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def encode_batch(at: int, requests: Sequence[msgspec.Raw]) -> bytes:
+    """The data of an entry, from requests that are encoded already."""
+    return _ENCODER.encode((at, requests))
+
+
+def encode_request(request: Any) -> bytes:
+    return _ENCODER.encode(request)
+
+
 def encoded_size(command: msgspec.Struct) -> int:
     return len(_ENCODER.encode(command))
 
 
 _ENCODER = msgspec.msgpack.Encoder()
+_decode_batch = msgspec.msgpack.Decoder(Batch).decode

@@ -72,8 +72,8 @@ def test_mistyped_words_are_refused_with_a_suggestion(args: tuple[str, ...], wor
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("up", "--join", "10.0.0.1"), "joining needs the mesh"),
-        (("up", "--token", "t"), "joining needs the mesh"),
+        (("up", "--join", "10.0.0.1:x"), "--join"),
+        (("up", "--token", "t"), "has no tokens yet"),
         (("up", "--join", "300.1.1.1"), "--join: '300.1.1.1' is no HOST"),
         (("up", "--bind", "localhost"), "is no IP address to listen at"),
         (("up", "--advertise", "a:b"), "is no HOST[:PORT]"),

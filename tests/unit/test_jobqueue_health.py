@@ -12,10 +12,9 @@ from api.common.metrics import RequestMetrics
 from api.common.surface import Request
 from api.jobqueue.routes import Queue, health
 from swarmd.cluster.handle import Leadership
-from swarmd.cluster.local import open_local
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Node
-from swarmd.state.store import StoreSettings
+from tests.cluster import open_alone
 from tests.contract.jobqueue import HEALTH
 from tests.contract.kinds import faults
 
@@ -25,9 +24,7 @@ async def test_health_of_a_node_that_knows_no_leader(
 ) -> None:
     node = Node(NodeId("a"), "a")
     nothing_asked = cast("Request", None)
-    async with open_local(
-        tmp_path, node, StoreSettings(), now_ms=lambda: 0, new_id=lambda: "c"
-    ) as cluster:
+    async with open_alone(tmp_path, node, now_ms=lambda: 0) as cluster:
         queue = Queue(cluster, RequestMetrics("executr_"))
         answer = await health(queue, nothing_asked)
         assert answer.status == 200

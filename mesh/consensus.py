@@ -1,0 +1,422 @@
+"""Consensus with its I/O: one task makes writes, messages and applies of what the core wants.
+
+The core is touched from Trio's thread alone. Nothing that promises durability leaves before the log
+has it on disk; the log's and the state's threads answer by callbacks, in the order of asking.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Protocol
+
+import msgspec
+import trio
+
+from mesh.raft import (
+    APPEND_THREAD,
+    APPLY_THREAD,
+    NOBODY,
+    AnyChange,
+    Config,
+    ConfState,
+    Entry,
+    EntryKind,
+    LogLost,
+    Message,
+    MessageKind,
+    PeerNotFound,
+    ProposalDropped,
+    RawNode,
+    ReadDropped,
+    Snapshot,
+    Status,
+    conf_state_after,
+    decode_change,
+)
+from mesh.wal import RaftLog
+from mesh.wal_errors import LogBusy
+from mesh.wires import Refused, Wires
+
+log = logging.getLogger(__name__)
+
+
+class Rng(Protocol):
+    """Where chance comes from: a random.Random, seeded where a run is to be repeated."""
+
+    def randrange(self, stop: int, /) -> int: ...
+
+    def uniform(self, a: float, b: float, /) -> float: ...
+
+
+class Application(Protocol):
+    """What is agreed on goes here."""
+
+    def apply(
+        self, entries: Sequence[Entry], conf: ConfState | None, done: Callable[[], None]
+    ) -> None:
+        """Apply in order; `conf` is the membership from the last of these entries on."""
+
+    async def install(self, snapshot: Snapshot, restore_log: Callable[[], Awaitable[None]]) -> None:
+        """Put a snapshot that was received in the place of the state, and the log with it."""
+
+    def send_snapshot(self, peer: str, message: Message, sent: Callable[[bool], None]) -> None:
+        """Bring a snapshot to a peer, with the message that announces it; say how it went."""
+
+    def changed(self) -> None:
+        """Who leads, in which term, or who is a member, is another than before."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    tick_s: float = 0.1
+    election_ticks: int = 10
+    heartbeat_ticks: int = 1
+    probe_timeout_s: float = 0.3
+    """For a fresh connection to a leader whose stream broke."""
+    jitter_s: float = 0.1
+    """Before a follower campaigns whose leader is gone for certain."""
+    read_again_s: float = 0.5
+    """A read whose confirmation was lost is asked for again."""
+
+
+LAN = Timing(tick_s=0.05)
+
+
+class Consensus:
+    def __init__(
+        self,
+        raft_id: int,
+        node: RawNode,
+        raft_log: RaftLog,
+        wires: Wires,
+        timing: Timing,
+        rng: Rng,
+        boot: int,
+        conf: ConfState,
+    ) -> None:
+        self.raft_id = raft_id
+        self._node = node
+        self._core = node.core
+        self._conf = conf
+        """As of what was handed to the application."""
+        self._log = raft_log
+        self._wires = wires
+        self._timing = timing
+        self._rng = rng
+        self._application: Application
+        self._nursery: trio.Nursery
+        self._wake = trio.Event()
+        self._names: dict[int, str] = {}
+        self._appends: deque[Message] = deque()
+        self._installing = False
+        self._standing = (0, 0)
+        self.term_began = 0
+        """On the leader: what must be applied before it knows all that was acknowledged."""
+        self.heard_at: float | None = None
+        """When this node last knew that it was in touch with the leader of the day."""
+        self._flying: _Read | None = None
+        self._gathering: _Read | None = None
+        self._read_prefix = raft_id.to_bytes(8, "big") + boot.to_bytes(8, "big")
+        self._read_number = 0
+        self._suspecting = False
+        self._broken: BaseException | None = None
+
+    # What others ask of it.
+
+    @property
+    def term(self) -> int:
+        return self._core.term
+
+    @property
+    def leader(self) -> int:
+        return self._core.lead
+
+    @property
+    def leads(self) -> bool:
+        return self._core.lead == self.raft_id
+
+    @property
+    def transferring(self) -> bool:
+        return self._node.status().transferee != NOBODY
+
+    @property
+    def conf(self) -> ConfState:
+        return self._node.status().conf_state
+
+    def first_index(self) -> int:
+        return self._log.first_index()
+
+    def status(self) -> Status:
+        return self._node.status()
+
+    def name_of(self, raft_id: int) -> str | None:
+        return self._names.get(raft_id)
+
+    def know(self, names: Mapping[int, str]) -> None:
+        """By which names the wires know the members, beside those known before."""
+        self._names.update(names)
+
+    def propose(self, data: Sequence[bytes]) -> None:
+        """Into the leader's log, in this order. ProposalDropped: none of it."""
+        self._node.propose(*data)
+        self._wake.set()
+
+    def propose_change(self, change: AnyChange) -> None:
+        self._node.propose_conf_change(change)
+        self._wake.set()
+
+    def campaign(self) -> None:
+        self._node.campaign()
+        self._wake.set()
+
+    def transfer(self, to: int) -> None:
+        self._node.transfer_leader(to)
+        self._wake.set()
+
+    async def read_index(self) -> int:
+        """An index that covers everything acknowledged before this call. Waits for a leader."""
+        if self._gathering is None:
+            self._gathering = _Read()
+            self._wake.set()
+        read = self._gathering
+        await read.done.wait()
+        return read.index
+
+    def _ask_reads(self) -> None:
+        """One read is under way at a time; those who come meanwhile share the next, because theirs
+        must begin after them. One that was lost is asked for again."""
+        now = trio.current_time()
+        if self._flying is None:
+            self._flying, self._gathering = self._gathering, None
+        elif now - self._flying.asked_at < self._timing.read_again_s:
+            return
+        if self._flying is None:
+            return
+        self._read_number += 1
+        self._flying.context = self._read_prefix + self._read_number.to_bytes(8, "big")
+        self._flying.asked_at = now
+        try:
+            self._node.read_index(self._flying.context)
+        except ReadDropped:
+            self._flying.asked_at = -math.inf
+
+    # The task.
+
+    async def run(self, application: Application) -> None:
+        """Until it is cancelled. LogLost and failures of the disks are raised: end the process."""
+        self._application = application
+        self._wires.handle_message(self._receive)
+        self._wires.on_link(self._link_changed)
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self._tick)
+            while True:
+                self._work()
+                await self._wake.wait()
+                self._wake = trio.Event()
+
+    async def _tick(self) -> None:
+        """Ticks that were missed are dropped: a burst of them would depose a leader for nothing."""
+        due = trio.current_time() + self._timing.tick_s
+        while True:
+            await trio.sleep_until(due)
+            self._node.tick()
+            self._wake.set()
+            due = max(due + self._timing.tick_s, trio.current_time())
+
+    def _receive(self, peer: str, body: bytes) -> None:
+        if self._broken is not None:
+            return
+        try:
+            message = _decode(body)
+        except msgspec.DecodeError as error:
+            raise Refused("invalid", f"{peer} sent no message of the log: {error}") from None
+        if message.sender not in self._names:
+            self._names[message.sender] = peer
+        if self._names[message.sender] != peer or message.to != self.raft_id:
+            raise Refused("invalid", f"{peer} speaks for another node")
+        if message.kind is MessageKind.SNAPSHOT:
+            raise Refused("invalid", f"{peer} sent a snapshot without its content")
+        self.step(message)
+
+    def step(self, message: Message) -> None:
+        """A message whose sender was made sure of."""
+        try:
+            self._node.step(message)
+        except (PeerNotFound, ProposalDropped, ReadDropped):
+            pass
+        except LogLost as lost:
+            self._broken = lost
+        if message.sender == self._core.lead:
+            self.heard_at = trio.current_time()
+        self._wake.set()
+
+    def _work(self) -> None:
+        """Everything that the core wants by now."""
+        if self._broken is not None:
+            raise self._broken
+        self._ask_reads()
+        node = self._node
+        while node.has_ready():
+            ready = node.ready()
+            for message in ready.messages:
+                if message.to == APPEND_THREAD:
+                    self._appends.append(message)
+                elif message.to == APPLY_THREAD:
+                    self._apply(message)
+                elif message.kind is MessageKind.SNAPSHOT:
+                    self._send_snapshot(message)
+                else:
+                    self._send(message)
+            for state in ready.read_states:
+                self._read_answered(state.context, state.index)
+            self._write()
+        standing = (self._core.term, self._core.lead)
+        if standing != self._standing:
+            self._standing = standing
+            self.term_began = node.status().last_index if self.leads else 0
+            if self._flying is not None:
+                self._flying.asked_at = -math.inf
+                self._wake.set()
+            self._application.changed()
+
+    def _send(self, message: Message) -> None:
+        peer = self._names.get(message.to)
+        if peer is None or not self._wires.send(peer, _encode(message)):
+            self._node.report_unreachable(message.to)
+
+    def _send_snapshot(self, message: Message) -> None:
+        peer = self._names.get(message.to)
+
+        def sent(ok: bool) -> None:
+            self._node.report_snapshot(message.to, ok)
+            self._wake.set()
+
+        if peer is None:
+            sent(False)
+        else:
+            self._application.send_snapshot(peer, message, sent)
+
+    def _write(self) -> None:
+        """Hand writes to the log in order; one that brings a snapshot holds up those behind it."""
+        while self._appends and not self._installing:
+            message = self._appends.popleft()
+            if message.snapshot is not None:
+                self._installing = True
+                self._nursery.start_soon(self._install, message, message.snapshot)
+                return
+            stored = partial(self._stored, message)
+            try:
+                self._log.append(message.entries, message.hard_state, on_done=stored)
+            except LogBusy:  # each write that ends wakes us
+                self._appends.appendleft(message)
+                return
+
+    async def _install(self, message: Message, snapshot: Snapshot) -> None:
+        async def restore_log() -> None:
+            ticket = self._log.append(message.entries, message.hard_state, snapshot.meta)
+            await ticket.wait()
+
+        self._conf = snapshot.meta.conf_state
+        await self._application.install(snapshot, restore_log)
+        self._installing = False
+        self._stored(message)
+
+    def _stored(self, message: Message) -> None:
+        for response in message.responses:
+            if response.to == self.raft_id:
+                self.step(response)
+            else:
+                self._send(response)
+        self._wake.set()
+
+    def _apply(self, message: Message) -> None:
+        conf: ConfState | None = None
+        for entry in message.entries:
+            if entry.kind is not EntryKind.NORMAL:
+                change = decode_change(entry)
+                assert change is not None
+                self._node.apply_conf_change(change, entry.index)
+                # Not what the core goes by: a snapshot may have overtaken this entry there.
+                conf = self._conf = conf_state_after(self._conf, change)
+
+        def applied() -> None:
+            for response in message.responses:
+                self.step(response)
+
+        self._application.apply(message.entries, conf, applied)
+        if conf is not None:
+            self._application.changed()
+
+    def _read_answered(self, context: bytes, index: int) -> None:
+        read = self._flying
+        if read is None or read.context != context:
+            return
+        read.index = index
+        read.done.set()
+        self._flying = None
+        self._wake.set()
+
+    # A leader that is gone.
+
+    def _link_changed(self, peer: str, up: bool, reason: str) -> None:
+        if not up and not self._suspecting and self._names.get(self._core.lead) == peer:
+            self._suspecting = True
+            self._nursery.start_soon(self._suspect, peer, self._core.lead)
+
+    async def _suspect(self, peer: str, leader: int) -> None:
+        """A broken stream alone says little; with a fresh connection refused too, the leader is
+        gone, and nobody need wait for the timer."""
+        try:
+            if await self._wires.probe(peer, self._timing.probe_timeout_s):
+                return
+            if self._core.lead != leader:
+                return
+            self._node.forget_leader()
+            self._wake.set()
+            await trio.sleep(self._rng.uniform(0, self._timing.jitter_s))
+            if self._core.lead == NOBODY:
+                log.info("the leader is gone: this node campaigns", extra={"leader": peer})
+                self._node.campaign()
+                self._wake.set()
+        finally:
+            self._suspecting = False
+
+
+@dataclass(slots=True, eq=False)
+class _Read:
+    """What several wait for: an index that the leader, asked after they came, has vouched for."""
+
+    done: trio.Event = field(default_factory=trio.Event)
+    context: bytes = b""
+    asked_at: float = -math.inf
+    index: int = 0
+
+
+def core_config(raft_id: int, timing: Timing, applied: int) -> Config:
+    """How the product runs the core."""
+    return Config(
+        id=raft_id,
+        election_tick=timing.election_ticks,
+        heartbeat_tick=timing.heartbeat_ticks,
+        max_size_per_msg=512 * 1024,
+        max_committed_size_per_ready=1024 * 1024,
+        max_uncommitted_bytes=32 * 1024 * 1024,
+        max_inflight_msgs=64,
+        max_inflight_bytes=8 * 1024 * 1024,
+        check_quorum=True,
+        pre_vote=True,
+        disable_proposal_forwarding=True,
+        step_down_on_removal=True,
+        async_storage_writes=True,
+        applied=applied,
+    )
+
+
+_encode = msgspec.msgpack.Encoder().encode
+_decode = msgspec.msgpack.Decoder(Message).decode

@@ -1,0 +1,210 @@
+"""Members of the log: who joins, who votes, who leads next. A change is proposed until it holds."""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+import msgspec
+import trio
+
+from mesh.consensus import Consensus
+from mesh.raft import Change, ChangeKind, ConfChangeV2, ProposalDropped
+from mesh.wires import Refused, WireError, Wires
+from swarmd.cluster.handle import Leadership, LogView, Progress
+from swarmd.cluster.numbers import raft_id_of
+from swarmd.domain.actors import Actor
+from swarmd.domain.errors import Conflict, SwarmError, Unavailable
+from swarmd.domain.jobs import NodeId
+from swarmd.domain.nodes import Node
+from swarmd.state.commands import Command, PutNode, T
+
+log = logging.getLogger(__name__)
+
+JOIN = "join"
+CHANGE_S_MAX = 10.0
+AGAIN_S = 1.0
+HAND_OVER_S_MAX = 3.0
+JOIN_TIMEOUT_S = 15.0
+REDIRECTS_MAX = 5
+
+
+class JoinAsk(msgspec.Struct, frozen=True, array_like=True):
+    node: Node
+
+
+class Joined(msgspec.Struct, frozen=True, array_like=True):
+    cluster_id: str
+    members: tuple[tuple[NodeId, tuple[str, ...]], ...]
+
+
+class Holder(Protocol):
+    """The replica, as far as members need it."""
+
+    node: Node
+    cluster_id: str
+    members: dict[NodeId, Node]
+
+    async def propose(self, command: Command[T], actor: Actor) -> T: ...
+
+    def leadership(self) -> Leadership: ...
+
+    async def leadership_changed(self, seen: Leadership) -> Leadership: ...
+
+    async def conf_changed(self) -> None: ...
+
+
+class Members:
+    def __init__(self, holder: Holder, consensus: Consensus, wires: Wires) -> None:
+        self._holder = holder
+        self._consensus = consensus
+        self._wires = wires
+
+    def view(self) -> LogView:
+        status = self._consensus.status()
+        conf = status.conf_state
+
+        def named(ids: tuple[int, ...]) -> tuple[NodeId, ...]:
+            return tuple(NodeId(self._consensus.name_of(i) or f"#{i}") for i in ids)
+
+        progress = {
+            named((raft_id,))[0]: Progress(p.match, p.state.name.lower(), p.active)
+            for raft_id, p in status.progress.items()
+        }
+        return LogView(
+            term=status.term,
+            committed=status.commit,
+            applied=status.applied,
+            first=self._consensus.first_index(),
+            last=status.last_index,
+            voters=named(conf.voters),
+            learners=named((*conf.learners, *conf.learners_next)),
+            joint=bool(conf.voters_outgoing),
+            progress=progress,
+        )
+
+    def serve(self) -> None:
+        self._wires.handle_call(JOIN, self._answer_join)
+
+    async def _answer_join(self, peer: str, body: bytes) -> bytes:
+        """A node asks to become a member: it is made known, and a learner, before it is told."""
+        holder = self._holder
+        try:
+            ask = msgspec.msgpack.decode(body, type=JoinAsk)
+        except msgspec.DecodeError as error:
+            raise Refused("invalid", f"this is no request to join: {error}") from None
+        if ask.node.id != peer:
+            raise Refused("invalid", "a node joins for itself alone")
+        leadership = holder.leadership()
+        if leadership.leader != holder.node.id or not leadership.ready:
+            leader = holder.members.get(leadership.leader) if leadership.leader else None
+            raise Refused(
+                "not_leader", "another node leads", mesh=list(leader.mesh if leader else ())
+            )
+        try:
+            self._consensus.know({raft_id_of(peer): peer})
+            await holder.propose(PutNode(ask.node), Actor(ask.node.name, "mesh"))
+            if raft_id_of(peer) not in self._everyone():
+                await self.change(learners=(ask.node.id,))
+        except SwarmError as refusal:
+            raise Refused(refusal.code, refusal.message) from None
+        members = tuple((node.id, node.mesh) for node in holder.members.values())
+        return msgspec.msgpack.encode(Joined(holder.cluster_id, members))
+
+    def _everyone(self) -> set[int]:
+        conf = self._consensus.conf
+        return {*conf.voters, *conf.learners, *conf.learners_next}
+
+    async def change(
+        self, *, learners: tuple[NodeId, ...] = (), voters: tuple[NodeId, ...] = (),
+        removed: tuple[NodeId, ...] = (),
+    ) -> None:  # fmt: skip
+        steps = [
+            *(Change(ChangeKind.ADD_NODE, raft_id_of(n)) for n in voters),
+            *(Change(ChangeKind.ADD_LEARNER, raft_id_of(n)) for n in learners),
+            *(Change(ChangeKind.REMOVE_NODE, raft_id_of(n)) for n in removed),
+        ]
+        change = ConfChangeV2(changes=tuple(steps))
+
+        def holds() -> bool:
+            conf = self._consensus.conf
+            now_voters, now_learners = set(conf.voters), {*conf.learners, *conf.learners_next}
+            return (
+                not conf.voters_outgoing
+                and all(raft_id_of(n) in now_voters for n in voters)
+                and all(raft_id_of(n) in now_learners for n in learners)
+                and not any(raft_id_of(n) in now_voters | now_learners for n in removed)
+            )
+
+        with trio.move_on_after(CHANGE_S_MAX):
+            while not holds():
+                if not self._consensus.leads:
+                    raise Unavailable("this node leads no longer; ask the one that does")
+                # The core takes one change at a time, and drops a second in silence.
+                try:
+                    self._consensus.propose_change(change)
+                except ProposalDropped:
+                    await trio.sleep(AGAIN_S / 10)
+                    continue
+                with trio.move_on_after(AGAIN_S):
+                    while not holds():
+                        await self._holder.conf_changed()
+            return
+        raise Unavailable(
+            "the swarm does not agree on the change of members; see `swarmd raft status`"
+        )
+
+    async def hand_over(self, to: NodeId | None) -> None:
+        holder = self._holder
+        if not self._consensus.leads:
+            if to is None or to == holder.leadership().leader:
+                return
+            raise Unavailable("this node leads no longer; ask the one that does")
+        voters = [v for v in self.view().voters if v != holder.node.id]
+        if to is None:
+            progress = self.view().progress
+            alive = [v for v in voters if v in progress and progress[v].active]
+            if not alive:
+                return
+            to = max(alive, key=lambda v: (progress[v].match, v))
+        elif to == holder.node.id:
+            return
+        elif to not in voters:
+            raise Conflict("only a voter can lead", node_id=to)
+        self._consensus.transfer(raft_id_of(to))
+        with trio.move_on_after(HAND_OVER_S_MAX):
+            while (seen := holder.leadership()).leader in (holder.node.id, None):
+                await holder.leadership_changed(seen)
+            return
+        raise Unavailable("the other node did not take over in time; this one leads on")
+
+
+async def ask_to_join(wires: Wires, seeds: tuple[str, ...], node: Node) -> Joined:
+    """Ask every seed in turn, and whom they name as the leader, until one takes this node in."""
+    body = msgspec.msgpack.encode(JoinAsk(node))
+    reasons: dict[str, str] = {}
+    while True:
+        waiting = list(seeds)
+        for _ in range(len(seeds) + REDIRECTS_MAX):
+            if not waiting:
+                break
+            address = waiting.pop(0)
+            try:
+                _, answer = await wires.call_address(address, JOIN, body, JOIN_TIMEOUT_S)
+                return msgspec.msgpack.decode(answer, type=Joined)
+            except Refused as refused:
+                reason = refused.message
+                if refused.code == Conflict.code:
+                    raise Conflict(f"{address} does not take this node in: {reason}") from None
+                if refused.code == "not_leader":
+                    waiting = [str(a) for a in _listed(refused.facts.get("mesh"))] + waiting
+            except WireError as error:
+                reason = error.message
+            if reasons.get(address) != reason:
+                reasons[address] = reason
+                log.warning("not joined yet", extra={"seed": address, "reason": reason})
+        await trio.sleep(AGAIN_S)
+
+
+def _listed(value: object) -> list[object]:
+    return value if isinstance(value, list) else []

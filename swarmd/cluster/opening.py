@@ -1,0 +1,205 @@
+"""Opening a replica: found a swarm, join one, or go on in the one that this node is of.
+
+What lies on the disk decides; where the log and the state do not fit together nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from mesh.consensus import Consensus, Rng, Timing, core_config
+from mesh.raft import ConfState, HardState, RawNode, Snapshot, SnapshotMeta
+from mesh.wal import RaftLog, find_put_back
+from mesh.wires import Wires
+from swarmd.cluster.members import ask_to_join
+from swarmd.cluster.numbers import raft_id_of
+from swarmd.cluster.replica import INSTALLING, Replica, ReplicaSettings
+from swarmd.cluster.snapshots import InThread, Snapshots, decode_conf, encode_conf
+from swarmd.domain.actors import SYSTEM
+from swarmd.domain.errors import Busy, Unavailable
+from swarmd.domain.nodes import Node
+from swarmd.state.commands import PutNode, PutSetting
+from swarmd.state.machine import Applied, Place
+from swarmd.state.queries import GetSetting
+from swarmd.state.store import StateStore
+
+log = logging.getLogger(__name__)
+
+CLUSTER_ID = "cluster_id"
+AGAIN_S = 0.5
+
+
+@dataclass(frozen=True)
+class OpeningSettings:
+    replica: ReplicaSettings = field(default_factory=ReplicaSettings)
+    timing: Timing = field(default_factory=Timing)
+    snapshot_bytes_per_s_max: int = 128 * 1024 * 1024
+    log_entries_kept: int = 10_000
+    """Behind what is applied, for nodes that were away for a moment."""
+    compact_every: int = 2000
+    """Entries that are let go at once, about."""
+    compact_look_s: float = 1.0
+
+
+class _CoreStorage:
+    """The log as the core reads it; a snapshot that is wanted is made."""
+
+    def __init__(self, raft_log: RaftLog, snapshots: Snapshots, conf: ConfState) -> None:
+        self._log = raft_log
+        self._snapshots = snapshots
+        self._conf = conf
+        self.entries = raft_log.entries
+        self.term = raft_log.term
+        self.first_index = raft_log.first_index
+        self.last_index = raft_log.last_index
+
+    def initial_state(self) -> tuple[HardState, ConfState]:
+        return self._log.hard_state, self._conf
+
+    def snapshot(self) -> Snapshot:
+        return self._snapshots.latest(self._log.first_index())
+
+
+@asynccontextmanager
+async def open_replica(
+    node: Node,
+    raft_log: RaftLog,
+    store: StateStore,
+    wires: Wires,
+    copies: Path,
+    settings: OpeningSettings,
+    *,
+    in_thread: InThread = trio.to_thread.run_sync,
+    join: Sequence[str] = (),
+    now_ms: Callable[[], int],
+    new_id: Callable[[], str],
+    rng: Rng,
+) -> AsyncIterator[Replica]:
+    """Take part while the body runs; on the way out, have another lead if this node does."""
+    me = raft_id_of(node.id)
+    await _end_installing(raft_log, store)
+    cluster_id, names = await _standing(node, raft_log, store, wires, tuple(join))
+    conf = ConfState() if store.place.conf is None else decode_conf(store.place.conf)
+    snapshots = Snapshots(copies, store, wires, settings.snapshot_bytes_per_s_max, in_thread)
+    raw = RawNode(
+        core_config(me, settings.timing, store.place.index),
+        _CoreStorage(raft_log, snapshots, conf),
+        randrange=rng.randrange,
+    )
+    consensus = Consensus(me, raw, raft_log, wires, settings.timing, rng, raft_log.boot, conf)
+    consensus.know({raft_id_of(name): name for name in (node.id, *names)})
+    replica = Replica(
+        node, raft_log, consensus, store, wires, snapshots, settings.replica,
+        now_ms=now_ms, new_id=new_id,
+    )  # fmt: skip
+    replica.cluster_id = cluster_id
+    async with trio.open_nursery() as nursery:
+        await nursery.start(replica.run)
+        if conf.voters == (me,) and not conf.learners:
+            consensus.campaign()  # nobody else can: there is nothing to wait for
+        nursery.start_soon(_introduce, replica)
+        nursery.start_soon(_compact, raft_log, store, settings)
+        try:
+            yield replica
+            await replica.hand_over_and_leave()
+        finally:
+            nursery.cancel_scope.cancel()
+
+
+async def _end_installing(raft_log: RaftLog, store: StateStore) -> None:
+    """A copy was put in the state's place, and the end of this process came between that and the
+    log's new beginning."""
+    began = raft_log.fact(INSTALLING)
+    if began is None or not int(began):
+        return
+    place = store.place
+    if place.index == int(began) and place.index > raft_log.last_index():
+        assert place.conf is not None
+        meta = SnapshotMeta(place.index, place.term, decode_conf(place.conf))
+        await raft_log.restore(meta).wait()
+    await raft_log.set_fact(INSTALLING, b"0").wait()
+
+
+async def _standing(
+    node: Node, raft_log: RaftLog, store: StateStore, wires: Wires, join: tuple[str, ...]
+) -> tuple[str, tuple[str, ...]]:
+    """The swarm's id, and members known beside those in the state."""
+    me, place = raft_id_of(node.id), store.place
+    voters = () if place.conf is None else decode_conf(place.conf).voters
+    fresh_log = raft_log.last_index() == 0 and raft_log.hard_state == HardState()
+    if fresh_log and place.conf is None and join:
+        joined = await ask_to_join(wires, join, node)
+        wires.set_peers({n: list(a) for n, a in joined.members if n != node.id})
+        log.info("joined", extra={"cluster_id": joined.cluster_id})
+        return joined.cluster_id, tuple(n for n, _ in joined.members)
+    if fresh_log and (place.conf is None or voters == (me,)):
+        await _found(me, raft_log, store)
+    elif fresh_log:
+        raise Unavailable(
+            "the log raft.db is gone, and with it what this node promised to the other voters."
+            " Put it back, or move the data directory away and join again as a new node"
+        )
+    elif raft_log.last_index() > 0 or place.index > 0:
+        found = find_put_back(raft_log, applied_index=place.index, applied_term=place.term or None)
+        if found is not None:
+            raise Unavailable(
+                f"the {found.which} on disk is not the newest of this node: {found.why}. Going on"
+                " with it could break promises to the others: put the newest files back, or move"
+                " the data directory away and join again as a new node"
+            )
+    known = await store.read(GetSetting(CLUSTER_ID))
+    return ("" if known is None else known.decode()), ()
+
+
+async def _found(me: int, raft_log: RaftLog, store: StateStore) -> None:
+    """Be a swarm of one, with whatever is in the state already: others come in by a copy of it."""
+    conf = ConfState(voters=(me,))
+    place = Place(max(1, store.place.index), max(1, store.place.term), encode_conf(conf))
+    done = trio.Event()
+
+    def applied(outcomes: Sequence[Applied], upto: Place) -> None:
+        done.set()
+
+    store.submit((), place, applied)
+    await done.wait()
+    while await store.make_durable() < place.index:
+        await trio.lowlevel.checkpoint()
+    meta = SnapshotMeta(place.index, place.term, conf)
+    state = HardState(term=place.term, commit=place.index)
+    await raft_log.append(hard_state=state, snapshot=meta).wait()
+
+
+async def _introduce(replica: Replica) -> None:
+    """Make this node known, and the swarm's id where it is new, as soon as somebody leads."""
+    while True:
+        try:
+            await replica.propose(PutNode(replica.node), SYSTEM)
+            if not replica.cluster_id:
+                command = PutSetting(CLUSTER_ID, replica.new_id().encode(), only_new=True)
+                replica.cluster_id = (await replica.propose(command, SYSTEM)).decode()
+            replica.introduced.set()
+            return
+        except (Busy, Unavailable) as refusal:
+            log.debug("not introduced yet", extra={"reason": refusal.message})
+            await trio.sleep(AGAIN_S)
+
+
+async def _compact(raft_log: RaftLog, store: StateStore, settings: OpeningSettings) -> None:
+    """Let go of entries that the state holds durably and that no member is likely to ask for."""
+    while True:
+        await trio.sleep(settings.compact_look_s)
+        place = store.place
+        upto = place.index - settings.log_entries_kept
+        if upto - raft_log.first_index() < settings.compact_every or place.conf is None:
+            continue
+        durable = await store.make_durable()
+        if durable >= upto:
+            # Who votes is in the state, which goes before what the log says of it.
+            conf = decode_conf(place.conf)
+            await raft_log.compact(upto, conf, checkpointed=durable).wait()

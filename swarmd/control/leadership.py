@@ -1,0 +1,77 @@
+"""Leadership is a nursery: winning a term opens it, losing the term cancels it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from swarmd.cluster.asks import Beat, ListBeats
+from swarmd.cluster.handle import Cluster, Leadership, read_locally
+from swarmd.control import clocks, members, upkeep
+from swarmd.control.presence import Presence
+from swarmd.control.scheduler import schedule
+from swarmd.control.upkeep import UpkeepSettings
+from swarmd.domain.errors import Busy, SwarmError
+
+log = logging.getLogger(__name__)
+
+PAUSE_S = 0.2
+
+
+async def lead_when_elected(
+    cluster: Cluster, upkeep_settings: UpkeepSettings, voter_settings: members.VoterSettings
+) -> None:
+    """Runs until it is cancelled; leads while this node does."""
+    # The loops look at their own replica: what they propose is fenced, and checked when applied.
+    read_locally()
+    while True:
+        standing = cluster.leadership()
+        if standing.leader != cluster.node.id or not standing.ready:
+            await cluster.leadership_changed(standing)
+            continue
+        log.info("this node leads", extra={"term": standing.term})
+        await _lead(cluster, standing, upkeep_settings, voter_settings)
+        log.info("this node leads no longer", extra={"term": standing.term})
+
+
+async def _lead(
+    cluster: Cluster, standing: Leadership, upkeep_settings: UpkeepSettings,
+    voter_settings: members.VoterSettings,
+) -> None:  # fmt: skip
+    presence = Presence(cluster)
+    stops = [
+        cluster.answers(Beat, presence.beat),
+        cluster.answers(ListBeats, presence.list_beats),
+    ]
+    term = standing.term
+    try:
+        async with trio.open_nursery() as nursery:
+            for loop in (
+                lambda: upkeep.listen(cluster, presence),
+                lambda: schedule(cluster, term),
+                lambda: upkeep.settle_and_wake(cluster, term),
+                lambda: upkeep.expire(cluster, term, presence),
+                lambda: upkeep.prune(cluster, term, upkeep_settings),
+                lambda: members.keep_voters(cluster, voter_settings),
+                lambda: members.raise_version(cluster, term),
+                lambda: clocks.hand_over_when_wrong(cluster),
+            ):
+                nursery.start_soon(_persist, loop)
+            while cluster.leadership() == standing:
+                await cluster.leadership_changed(standing)
+            nursery.cancel_scope.cancel()
+    finally:
+        for stop in stops:
+            stop()
+
+
+async def _persist(loop: Callable[[], Awaitable[None]]) -> None:
+    """A refusal ends one round of a loop, not the term: the log may be full, or between leaders."""
+    while True:
+        try:
+            await loop()
+        except SwarmError as refusal:
+            log.debug("a loop of the leader pauses", extra={"reason": refusal.message})
+            await trio.sleep(refusal.retry_after_s if isinstance(refusal, Busy) else PAUSE_S)

@@ -1,0 +1,316 @@
+"""A network in memory: every message is delayed by chance, and may be lost, doubled or overtaken.
+
+Streams and calls keep what TCP promises; one-way messages do not get even that.
+"""
+
+from __future__ import annotations
+
+import inspect
+import random
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import TracebackType
+
+import trio
+
+from mesh.wires import (
+    Aborted,
+    CallHandler,
+    LinkWatcher,
+    MessageHandler,
+    PeerFacts,
+    Refused,
+    StreamHandler,
+    TimedOut,
+    Unreachable,
+)
+
+NOTICED_S = 1.0
+"""After so long a silent link counts as broken."""
+
+
+@dataclass
+class Weather:
+    delay_s: tuple[float, float] = (0.0005, 0.002)
+    loss: float = 0.0
+    doubled: float = 0.0
+
+
+@dataclass
+class Network:
+    rng: random.Random
+    weather: Weather = field(default_factory=Weather)
+    cut: set[tuple[str, str]] = field(default_factory=set)
+    """Directions in which nothing passes."""
+    up: dict[str, SimWires] = field(default_factory=dict)
+    addresses: dict[str, str] = field(default_factory=dict)
+    delivered: int = 0
+
+    def delay(self) -> float:
+        return self.rng.uniform(*self.weather.delay_s)
+
+    def passes(self, source: str, target: str) -> bool:
+        return target in self.up and (source, target) not in self.cut
+
+    def isolate(self, *names: str) -> None:
+        """Between these and all others nothing passes."""
+        for other in self.addresses.values():
+            if other not in names:
+                for name in names:
+                    self.cut |= {(name, other), (other, name)}
+        self._broken()
+
+    def cut_one_way(self, source: str, target: str) -> None:
+        self.cut.add((source, target))
+        self._broken()
+
+    def heal(self) -> None:
+        self.cut.clear()
+        for wires in self.up.values():
+            for other in self.up:
+                if other != wires.me:
+                    wires.tell(other, True, "the network is back")
+
+    def _broken(self) -> None:
+        for wires in list(self.up.values()):
+            wires.nursery.start_soon(wires.notice_silence)
+
+
+class SimWires:
+    """One node's end of it, for as long as the node runs."""
+
+    def __init__(self, network: Network, me: str, nursery: trio.Nursery) -> None:
+        self.network = network
+        self.me = me
+        self.nursery = nursery
+        self._calls: dict[str, CallHandler] = {}
+        self._streams: dict[str, StreamHandler] = {}
+        self._message: MessageHandler | None = None
+        self._watchers: list[LinkWatcher] = []
+        self._peers: dict[str, Sequence[str]] = {}
+        self.open: set[SimStream] = set()
+
+    def plug_in(self) -> None:
+        self.network.up[self.me] = self
+        for other in list(self.network.up.values()):
+            if other is not self:
+                other.tell(self.me, True, "it came up")
+
+    def pull(self) -> None:
+        """The process is gone: its kernel closes what it had open."""
+        del self.network.up[self.me]
+        for stream in list(self.open):
+            stream.break_off()
+        for other in list(self.network.up.values()):
+            if (self.me, other.me) not in self.network.cut:
+                other.tell(self.me, False, "the connection was closed")
+
+    def tell(self, peer: str, up: bool, reason: str) -> None:
+        for watcher in self._watchers:
+            watcher(peer, up, reason)
+
+    async def notice_silence(self) -> None:
+        await trio.sleep(NOTICED_S)
+        for other in list(self.network.addresses.values()):
+            if (other, self.me) in self.network.cut:
+                self.tell(other, False, "silent")
+
+    def set_peers(self, peers: Mapping[str, Sequence[str]]) -> None:
+        self._peers = dict(peers)
+
+    def send(self, peer: str, body: bytes) -> bool:
+        network = self.network
+        if peer not in network.up:
+            return False
+        if (self.me, peer) in network.cut or network.rng.random() < network.weather.loss:
+            return True
+        for _ in range(2 if network.rng.random() < network.weather.doubled else 1):
+            self.nursery.start_soon(self._carry, peer, body)
+        return True
+
+    async def _carry(self, peer: str, body: bytes) -> None:
+        await trio.sleep(self.network.delay())
+        target = self.network.up.get(peer)
+        if target is not None and self.network.passes(self.me, peer) and target._message:
+            self.network.delivered += 1
+            target._message(self.me, body)
+
+    async def call(self, peer: str, method: str, body: bytes, timeout_s: float) -> bytes:
+        network = self.network
+        handed_over = False
+        with trio.move_on_after(timeout_s):
+            await trio.sleep(network.delay())
+            if peer not in network.up:
+                raise Unreachable("nothing listens there", peer=peer)
+            if not network.passes(self.me, peer):
+                await trio.sleep_forever()
+            handed_over = True
+            answer = await network.up[peer].answer(self.me, method, body)
+            await trio.sleep(network.delay())
+            if not network.passes(peer, self.me):
+                await trio.sleep_forever()
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+        raise TimedOut("no answer in time", handed_over=handed_over, peer=peer)
+
+    async def answer(self, peer: str, method: str, body: bytes) -> bytes | Exception:
+        """In a task of this node: it ends with the node, and the caller hears of that."""
+        done = trio.Event()
+        box: list[bytes | Exception] = [
+            Unreachable("the connection was lost", handed_over=True, peer=self.me)
+        ]
+
+        async def work() -> None:
+            try:
+                handler = self._calls.get(method)
+                if handler is None:
+                    raise Refused("unknown_method", f"nobody answers {method}")
+                found = handler(peer, body)
+                box[0] = await found if inspect.isawaitable(found) else found  # type: ignore[assignment]
+            except Refused as refused:
+                box[0] = refused
+            finally:
+                done.set()
+
+        self.nursery.start_soon(work)
+        await done.wait()
+        return box[0]
+
+    async def call_address(
+        self, address: str, method: str, body: bytes, timeout_s: float
+    ) -> tuple[str, bytes]:
+        peer = self.network.addresses.get(address)
+        if peer is None:
+            raise Unreachable("no such address", address=address)
+        return peer, await self.call(peer, method, body, timeout_s)
+
+    async def open_stream(
+        self, peer: str, method: str, body: bytes, timeout_s: float
+    ) -> SimStream:
+        await trio.sleep(self.network.delay())
+        target = self.network.up.get(peer)
+        if target is None or not self.network.passes(self.me, peer):
+            raise Unreachable("nothing answers there", peer=peer)
+        mine, theirs = SimStream(self, peer), SimStream(target, self.me)
+        mine.other, theirs.other = theirs, mine
+        target.nursery.start_soon(target._serve, method, body, theirs)
+        return mine
+
+    async def _serve(self, method: str, body: bytes, stream: SimStream) -> None:
+        handler = self._streams.get(method)
+        try:
+            if handler is None:
+                raise Refused("unknown_method", f"nobody answers {method}")
+            await handler(stream.peer, body, stream)
+            await stream.aclose()
+        except Refused as refused:
+            stream.other.fail(refused)
+        except (Unreachable, Aborted):
+            pass
+
+    def handle_call(self, method: str, handler: CallHandler) -> None:
+        self._calls[method] = handler
+
+    def handle_message(self, handler: MessageHandler) -> None:
+        self._message = handler
+
+    def handle_stream(self, method: str, handler: StreamHandler) -> None:
+        self._streams[method] = handler
+
+    def on_link(self, watcher: LinkWatcher) -> None:
+        self._watchers.append(watcher)
+
+    async def probe(self, peer: str, timeout_s: float) -> bool:
+        await trio.sleep(self.network.delay())
+        if peer in self.network.up and not self.network.passes(self.me, peer):
+            await trio.sleep(timeout_s)
+        return self.network.passes(self.me, peer) and self.network.passes(peer, self.me)
+
+    def linked(self, peer: str) -> bool:
+        return self.network.passes(self.me, peer) and self.network.passes(peer, self.me)
+
+    def about(self, peer: str) -> PeerFacts | None:
+        return None
+
+
+class SimStream:
+    """One end. What is sent arrives in order, after the delay of its link."""
+
+    other: SimStream
+
+    def __init__(self, wires: SimWires, peer: str) -> None:
+        self._wires = wires
+        self.peer = peer
+        self._arrived: deque[bytes] = deque()
+        self._ended = False
+        self._error: Exception | None = None
+        self._news = trio.Event()
+        wires.open.add(self)
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await trio.sleep(self._wires.network.delay())
+        if self._error is not None:
+            raise self._error
+        while not self._wires.network.passes(self._wires.me, self.peer):
+            if self.peer not in self._wires.network.up:
+                raise Unreachable("the connection was lost", peer=self.peer)
+            await trio.sleep(NOTICED_S)
+        self.other._take(bytes(data))
+
+    def _take(self, data: bytes) -> None:
+        self._arrived.append(data)
+        self._wake()
+
+    def _wake(self) -> None:
+        self._news.set()
+        self._news = trio.Event()
+
+    async def send_eof(self) -> None:
+        self.other._ended = True
+        self.other._wake()
+
+    async def receive_some(self, size_max: int | None = None) -> bytes:
+        while True:
+            if self._arrived:
+                data = self._arrived.popleft()
+                if size_max is not None and len(data) > size_max:
+                    self._arrived.appendleft(data[size_max:])
+                    data = data[:size_max]
+                return data
+            if self._error is not None:
+                raise self._error
+            if self._ended:
+                return b""
+            await self._news.wait()
+
+    def fail(self, error: Exception) -> None:
+        self._error = error
+        self._wake()
+
+    def break_off(self) -> None:
+        """The process at this end is gone."""
+        self._wires.open.discard(self)
+        self.other.fail(Unreachable("the connection was lost", peer=self._wires.me))
+
+    def abort(self, reason: str) -> None:
+        self.other.fail(Aborted(reason))
+
+    async def aclose(self) -> None:
+        self._wires.open.discard(self)
+        self.other._ended = True
+        self.other._wake()
+
+    async def __aenter__(self) -> SimStream:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:  # fmt: skip
+        self._wires.open.discard(self)
+        if kind is None:
+            await self.aclose()
+        else:
+            self.abort("the other side gave up")

@@ -1,0 +1,251 @@
+"""A small swarm in one process: real replicas and control loops on a simulated network and disks.
+
+The same seed makes the same run. Time is Trio's mock clock, which jumps when nothing is left to do;
+no thread runs in here.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import trio
+import trio._core._run as trio_run
+from trio.testing import MockClock
+
+from swarmd.cluster.opening import OpeningSettings, open_replica
+from swarmd.cluster.replica import Replica
+from swarmd.control.leadership import lead_when_elected
+from swarmd.control.members import VoterSettings
+from swarmd.control.upkeep import UpkeepSettings
+from swarmd.domain.actors import Actor
+from swarmd.domain.errors import Busy, Unavailable
+from swarmd.domain.jobs import NodeId
+from swarmd.domain.nodes import Node
+from swarmd.state.commands import Command, PutSetting
+from swarmd.state.machine import dump_hash
+from swarmd.state.queries import GetSetting, T
+from tests.sim.disk import Disk, SimLog, SimStore
+from tests.sim.network import Network, SimWires
+
+CLIENT = Actor("client", "sim")
+EPOCH_MS = 1_700_000_000_000
+
+
+@dataclass
+class Host:
+    """A machine: its disk outlives its process."""
+
+    name: str
+    disk: Disk
+    place: Path
+    scope: trio.CancelScope | None = None
+    replica: Replica | None = None
+    stop: trio.Event = field(default_factory=trio.Event)
+    ended: trio.Event = field(default_factory=trio.Event)
+
+
+class World:
+    def __init__(self, seed: int, place: Path, nursery: trio.Nursery, settings: OpeningSettings):
+        self.seed = seed
+        self.rng = random.Random(seed)
+        self.network = Network(random.Random(seed + 1))
+        self.hosts: dict[str, Host] = {}
+        self.settings = settings
+        self.voters = VoterSettings()
+        self._place = place
+        self._nursery = nursery
+
+    # Hosts
+
+    async def start(self, name: str, *, join: tuple[str, ...] = ()) -> Host:
+        """Bring a host up, and wait until its replica takes part."""
+        host = self.hosts.get(name)
+        if host is None:
+            place = self._place / name
+            place.mkdir()
+            host = self.hosts[name] = Host(name, Disk(random.Random(f"{self.seed}{name}")), place)
+            self.network.addresses[name] = name
+        await self._nursery.start(self._live, host, join)
+        return host
+
+    async def _live(
+        self, host: Host, join: tuple[str, ...], *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:  # fmt: skip
+        host.stop, host.ended = trio.Event(), trio.Event()
+        log, store = SimLog(host.disk), SimStore(host.disk)
+        rng = random.Random(f"{self.seed}{host.name}{log.boot}")
+        ids = (f"{host.name}-{log.boot}-{n}" for n in range(10**9))
+        with trio.CancelScope() as host.scope:
+            async with trio.open_nursery() as nursery:
+                wires = SimWires(self.network, host.name, nursery)
+                wires.plug_in()
+                nursery.start_soon(log.run)
+                nursery.start_soon(store.run)
+                node = Node(NodeId(host.name), host.name, mesh=(host.name,))
+                async with open_replica(
+                    node, log, store, wires, host.place, self.settings, join=join, rng=rng,
+                    now_ms=self.now_ms, new_id=ids.__next__, in_thread=_inline,
+                ) as replica:  # fmt: skip
+                    host.replica = replica
+                    nursery.start_soon(
+                        lead_when_elected, replica, UpkeepSettings(), self.voters
+                    )
+                    task_status.started()
+                    await host.stop.wait()
+                nursery.cancel_scope.cancel()
+        log.crash()
+        wires.pull()
+        host.replica = None
+        host.scope = None
+        host.ended.set()
+
+    async def stop(self, name: str) -> None:
+        """In good order."""
+        host = self.hosts[name]
+        host.stop.set()
+        await host.ended.wait()
+
+    async def crash(self, name: str, *, power: bool = False) -> None:
+        """kill -9; with `power` what was not synced goes too."""
+        host = self.hosts[name]
+        assert host.scope is not None
+        host.scope.cancel()
+        await host.ended.wait()
+        if power:
+            host.disk.lose_power()
+
+    def now_ms(self) -> int:
+        return EPOCH_MS + int(trio.current_time() * 1000)
+
+    # What is seen of them
+
+    def replica(self, name: str) -> Replica:
+        replica = self.hosts[name].replica
+        assert replica is not None, f"{name} is down"
+        return replica
+
+    def up(self) -> list[str]:
+        return [name for name, host in self.hosts.items() if host.replica is not None]
+
+    def leaders(self) -> list[str]:
+        return [n for n in self.up() if self.replica(n).leadership().ready]
+
+    async def leader(self, within_s: float = 30.0, among: tuple[str, ...] = ()) -> str:
+        """The one that leads in the highest term, once there is one."""
+
+        def found() -> str | None:
+            leaders = [n for n in self.leaders() if not among or n in among]
+            return max(leaders, key=lambda n: self.replica(n).leadership().term, default=None)
+
+        await self.until(lambda: found() is not None, within_s, "a leader")
+        name = found()
+        assert name is not None
+        return name
+
+    async def until(self, holds: Callable[[], bool], within_s: float, what: str) -> None:
+        with trio.move_on_after(within_s):
+            while not holds():
+                await trio.sleep(0.01)
+            return
+        raise AssertionError(f"seed {self.seed}: {what} did not come about in {within_s} s")
+
+    async def swarm_of(self, *names: str) -> None:
+        """These hosts as one swarm, all of them members, as many voting as are wanted."""
+        await self.start(names[0])
+        await self.leader()
+        for name in names[1:]:
+            await self.start(name, join=(names[0],))
+        voters = min(len(names), self.voters.voters)
+
+        def complete() -> bool:
+            views = [self.replica(n).log_view() for n in names]
+            return all(len(v.voters) >= voters and not v.joint for v in views)
+
+        await self.until(complete, 30, f"{voters} voters that all know of")
+
+    # Clients
+
+    async def put(self, name: str, key: str, value: str) -> None:
+        await self.propose(name, PutSetting(key, value.encode()))
+
+    async def propose(self, name: str, command: Command[T]) -> T:
+        """As a client would: tried again while it is refused for the moment."""
+        while True:
+            try:
+                return await self.replica(name).propose(command, CLIENT)
+            except (Busy, Unavailable):
+                await trio.sleep(0.1)
+
+    async def get(self, name: str, key: str) -> str | None:
+        found = await self.replica(name).read(GetSetting(key))
+        return None if found is None else found.decode()
+
+    # What must hold
+
+    async def settle(self, within_s: float = 60.0) -> None:
+        """Everything that is up has applied the same, and the dumps are equal."""
+
+        def level() -> bool:
+            leaders = self.leaders()
+            if not leaders:
+                return False
+            ends = {self.replica(n).log_view().last for n in self.up()}
+            done = {self.replica(n).log_view().applied for n in self.up()}
+            return len(ends) == 1 and ends == done
+
+        for host in self.hosts.values():
+            if host.replica is not None:
+                await self.until(host.replica.introduced.is_set, within_s, "all introduced")
+        await self.until(level, within_s, "all at one place of the log")
+        self.check_equal()
+
+    def check_equal(self) -> None:
+        dumps = {n: dump_hash(self.hosts[n].disk.state) for n in self.up()}
+        assert len(set(dumps.values())) == 1, f"seed {self.seed}: replicas differ: {dumps}"
+
+
+async def _inline(work, /, *args):  # type: ignore[no-untyped-def]
+    return work(*args)
+
+
+def run_world(
+    seed: int, place: Path, body: Callable[[World], Awaitable[None]],
+    settings: OpeningSettings | None = None,
+) -> None:  # fmt: skip
+    """Run a body in a world of its own, to its end; what it raises comes out as it is."""
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            world = World(seed, place, nursery, settings or OpeningSettings())
+            await body(world)
+            nursery.cancel_scope.cancel()
+
+    trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True
+    trio_run._r.seed(seed)
+    try:
+        trio.run(main, clock=MockClock(autojump_threshold=0))
+    except BaseExceptionGroup as group:
+        error: BaseException = group
+        while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+            error = error.exceptions[0]
+        raise error from None
+    finally:
+        trio_run._ALLOW_DETERMINISTIC_SCHEDULING = False
+
+
+def simulated(seed: int, settings: OpeningSettings | None = None) -> Callable[..., Any]:
+    """Make a test of a body: `@simulated(seed=7) async def test_it(world): ...`"""
+
+    def decorate(body: Callable[[World], Awaitable[None]]) -> Callable[[Path], None]:
+        def test(tmp_path: Path) -> None:
+            run_world(seed, tmp_path, body, settings)
+
+        test.__name__, test.__doc__, test.__module__ = body.__name__, body.__doc__, body.__module__
+        return test
+
+    return decorate
