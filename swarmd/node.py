@@ -88,7 +88,7 @@ async def open_node(config: Config) -> AsyncIterator[RunningNode]:
     data_dir = config.node.data_dir
     with _claimed(data_dir):
         running = RunningNode()
-        if not (data_dir / "state.db").exists():
+        if not any((data_dir / name).exists() for name in ("state.db", "raft.db")):
             await clear_leftovers(data_dir)
         async with _open_cluster(config, data_dir) as cluster:
             store = BlobStore(data_dir / "blobs", bytes_max=config.jobs.blobs_total_bytes_max)

@@ -6,8 +6,8 @@ from typing import Any
 
 import msgspec
 
-from swarmd.cluster.handle import Ask
-from swarmd.domain.jobs import AttemptId, JobId
+from swarmd.cluster.handle import Ask, LogView
+from swarmd.domain.jobs import AttemptId, JobId, NodeId
 
 
 class Beat(Ask[None], frozen=True):
@@ -49,12 +49,24 @@ class ReadClock(Ask[int], frozen=True):
     """The node's own clock, in milliseconds since 1970."""
 
 
-AnyAsk = Beat | ListBeats | ReadLog | ReadClock
+class ReadLogView(Ask[LogView], frozen=True):
+    """Where the log of the swarm stands, as the node that is asked sees it."""
+
+
+class HandOver(Ask[None], frozen=True):
+    """Have another voter lead: for the node that leads. Refused as `Cluster.hand_over` is."""
+
+    to: NodeId | None = None
+
+
+AnyAsk = Beat | ListBeats | ReadLog | ReadClock | ReadLogView | HandOver
 
 ANSWERS: dict[type[Any], Any] = {
     Beat: None,
     ListBeats: list[LastBeat],
     ReadLog: LogChunk,
     ReadClock: int,
+    ReadLogView: LogView,
+    HandOver: None,
 }
 """What each is answered with, on the wire too."""

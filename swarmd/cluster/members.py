@@ -26,6 +26,7 @@ CHANGE_S_MAX = 10.0
 AGAIN_S = 1.0
 HAND_OVER_S_MAX = 3.0
 JOIN_TIMEOUT_S = 15.0
+JOIN_AGAIN_S = 0.25
 REDIRECTS_MAX = 5
 
 
@@ -163,7 +164,10 @@ class Members:
         voters = [v for v in self.view().voters if v != holder.node.id]
         if to is None:
             progress = self.view().progress
-            alive = [v for v in voters if v in progress and progress[v].active]
+            alive = [
+                v for v in voters
+                if v in progress and progress[v].active and self._wires.linked(v)
+            ]  # fmt: skip
             if not alive:
                 return
             to = max(alive, key=lambda v: (progress[v].match, v))
@@ -203,7 +207,7 @@ async def ask_to_join(wires: Wires, seeds: tuple[str, ...], node: Node) -> Joine
             if reasons.get(address) != reason:
                 reasons[address] = reason
                 log.warning("not joined yet", extra={"seed": address, "reason": reason})
-        await trio.sleep(AGAIN_S)
+        await trio.sleep(JOIN_AGAIN_S)
 
 
 def _listed(value: object) -> list[object]:

@@ -6,8 +6,8 @@ What lies on the disk decides; where the log and the state do not fit together n
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ import trio
 from mesh.consensus import Consensus, Rng, Timing, core_config
 from mesh.raft import ConfState, HardState, RawNode, Snapshot, SnapshotMeta
 from mesh.wal import RaftLog, find_put_back
+from mesh.wal_errors import LogBusy
 from mesh.wires import Wires
 from swarmd.cluster.members import ask_to_join
 from swarmd.cluster.numbers import raft_id_of
@@ -26,13 +27,16 @@ from swarmd.domain.errors import Busy, Unavailable
 from swarmd.domain.nodes import Node
 from swarmd.state.commands import PutNode, PutSetting
 from swarmd.state.machine import Applied, Place
-from swarmd.state.queries import GetSetting
+from swarmd.state.queries import GetSetting, LastBoot
 from swarmd.state.store import StateStore
 
 log = logging.getLogger(__name__)
 
 CLUSTER_ID = "cluster_id"
+BOOT = "boot"
 AGAIN_S = 0.5
+FOUNDED_INDEX = 1
+"""Where the log of a swarm begins that was founded with nothing."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ async def open_replica(
     """Take part while the body runs; on the way out, have another lead if this node does."""
     me = raft_id_of(node.id)
     await _end_installing(raft_log, store)
-    cluster_id, names = await _standing(node, raft_log, store, wires, tuple(join))
+    cluster_id, told = await _standing(node, raft_log, store, wires, tuple(join))
     conf = ConfState() if store.place.conf is None else decode_conf(store.place.conf)
     snapshots = Snapshots(copies, store, wires, settings.snapshot_bytes_per_s_max, in_thread)
     raw = RawNode(
@@ -93,12 +97,13 @@ async def open_replica(
         randrange=rng.randrange,
     )
     consensus = Consensus(me, raw, raft_log, wires, settings.timing, rng, raft_log.boot, conf)
-    consensus.know({raft_id_of(name): name for name in (node.id, *names)})
+    consensus.know({raft_id_of(name): name for name in (node.id, *told)})
+    boot = await _new_boot(me, raft_log, store)
     replica = Replica(
-        node, raft_log, consensus, store, wires, snapshots, settings.replica,
+        node, boot, raft_log, consensus, store, wires, snapshots, settings.replica,
         now_ms=now_ms, new_id=new_id,
     )  # fmt: skip
-    replica.cluster_id = cluster_id
+    replica.cluster_id, replica.told = cluster_id, told
     async with trio.open_nursery() as nursery:
         await nursery.start(replica.run)
         if conf.voters == (me,) and not conf.learners:
@@ -110,6 +115,15 @@ async def open_replica(
             await replica.hand_over_and_leave()
         finally:
             nursery.cancel_scope.cancel()
+
+
+async def _new_boot(me: int, raft_log: RaftLog, store: StateStore) -> int:
+    """The number of this boot, for its requests: no earlier one had it, though a log that was lost
+    counts anew."""
+    before = int(raft_log.fact(BOOT) or 0)
+    boot = max(raft_log.boot, before + 1, 1 + await store.read(LastBoot(me)))
+    await raft_log.set_fact(BOOT, str(boot).encode()).wait()
+    return boot
 
 
 async def _end_installing(raft_log: RaftLog, store: StateStore) -> None:
@@ -128,16 +142,15 @@ async def _end_installing(raft_log: RaftLog, store: StateStore) -> None:
 
 async def _standing(
     node: Node, raft_log: RaftLog, store: StateStore, wires: Wires, join: tuple[str, ...]
-) -> tuple[str, tuple[str, ...]]:
+) -> tuple[str, Mapping[str, Sequence[str]]]:
     """The swarm's id, and members known beside those in the state."""
     me, place = raft_id_of(node.id), store.place
     voters = () if place.conf is None else decode_conf(place.conf).voters
     fresh_log = raft_log.last_index() == 0 and raft_log.hard_state == HardState()
     if fresh_log and place.conf is None and join:
         joined = await ask_to_join(wires, join, node)
-        wires.set_peers({n: list(a) for n, a in joined.members if n != node.id})
         log.info("joined", extra={"cluster_id": joined.cluster_id})
-        return joined.cluster_id, tuple(n for n, _ in joined.members)
+        return joined.cluster_id, {str(n): a for n, a in joined.members}
     if fresh_log and (place.conf is None or voters == (me,)):
         await _found(me, raft_log, store)
     elif fresh_log:
@@ -146,6 +159,11 @@ async def _standing(
             " Put it back, or move the data directory away and join again as a new node"
         )
     elif raft_log.last_index() > 0 or place.index > 0:
+        beginning = raft_log.compacted
+        if place.index == 0 and beginning.index == FOUNDED_INDEX:
+            # The state is gone, and the log goes back to the first day: it makes it anew.
+            log.warning("the state is made anew from the log", extra={"upto": raft_log.last_index()})
+            place = await _begin(store, beginning)
         found = find_put_back(raft_log, applied_index=place.index, applied_term=place.term or None)
         if found is not None:
             raise Unavailable(
@@ -154,13 +172,20 @@ async def _standing(
                 " the data directory away and join again as a new node"
             )
     known = await store.read(GetSetting(CLUSTER_ID))
-    return ("" if known is None else known.decode()), ()
+    return ("" if known is None else known.decode()), {}
 
 
 async def _found(me: int, raft_log: RaftLog, store: StateStore) -> None:
     """Be a swarm of one, with whatever is in the state already: others come in by a copy of it."""
-    conf = ConfState(voters=(me,))
-    place = Place(max(1, store.place.index), max(1, store.place.term), encode_conf(conf))
+    index, term = max(FOUNDED_INDEX, store.place.index), max(1, store.place.term)
+    meta = SnapshotMeta(index, term, ConfState(voters=(me,)))
+    await _begin(store, meta)
+    await raft_log.append(hard_state=HardState(term=term, commit=index), snapshot=meta).wait()
+
+
+async def _begin(store: StateStore, meta: SnapshotMeta) -> Place:
+    """Have the state stand at the place where its log begins."""
+    place = Place(meta.index, meta.term, encode_conf(meta.conf_state))
     done = trio.Event()
 
     def applied(outcomes: Sequence[Applied], upto: Place) -> None:
@@ -170,9 +195,7 @@ async def _found(me: int, raft_log: RaftLog, store: StateStore) -> None:
     await done.wait()
     while await store.make_durable() < place.index:
         await trio.lowlevel.checkpoint()
-    meta = SnapshotMeta(place.index, place.term, conf)
-    state = HardState(term=place.term, commit=place.index)
-    await raft_log.append(hard_state=state, snapshot=meta).wait()
+    return place
 
 
 async def _introduce(replica: Replica) -> None:
@@ -202,4 +225,5 @@ async def _compact(raft_log: RaftLog, store: StateStore, settings: OpeningSettin
         if durable >= upto:
             # Who votes is in the state, which goes before what the log says of it.
             conf = decode_conf(place.conf)
-            await raft_log.compact(upto, conf, checkpointed=durable).wait()
+            with suppress(LogBusy):  # it looks again soon
+                await raft_log.compact(upto, conf, checkpointed=durable).wait()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,12 +18,13 @@ from typing import Any
 import msgspec
 import trio
 
-from mesh.consensus import Consensus
+from mesh.consensus import FULL_LOG_PAUSE_S, Consensus
 from mesh.raft import ConfState, Entry, EntryKind, Message, ProposalDropped, Snapshot
 from mesh.wal import RaftLog
+from mesh.wal_errors import LogBusy
 from mesh.wires import Refused, WireError, Wires
 from swarmd.cluster.asks import ANSWERS as ASK_ANSWERS
-from swarmd.cluster.asks import AnyAsk, ReadClock
+from swarmd.cluster.asks import AnyAsk, HandOver, ReadClock, ReadLogView
 from swarmd.cluster.feed import Feed, Subscription
 from swarmd.cluster.handle import (
     Ask,
@@ -89,6 +90,7 @@ class Replica:
     def __init__(
         self,
         node: Node,
+        boot: int,
         raft_log: RaftLog,
         consensus: Consensus,
         store: StateStore,
@@ -115,7 +117,7 @@ class Replica:
         self._answers: dict[type[Any], Answer] = {}
         self._raft_id = raft_id_of(node.id)
         self._proposals = Proposals(
-            node.id, self._raft_id, raft_log.boot, self, wires, settings.proposals
+            node.id, self._raft_id, boot, self, wires, settings.proposals
         )
         self._members = Members(self, consensus, wires)
         self._stamped_at = store.last_at
@@ -129,6 +131,9 @@ class Replica:
         self._changed = trio.Event()
         self._members_stale = trio.Event()
         self.members: dict[NodeId, Node] = {}
+        self.told: Mapping[str, Sequence[str]] = {}
+        """Members and where they live, as a node is told when it joins: it must be able to answer
+        them before its replica has them."""
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Take part, until it is cancelled."""
@@ -139,6 +144,8 @@ class Replica:
         self._wires.handle_call(PING, lambda peer, body: b"")
         self._members.serve()
         self.answers(ReadClock, self._read_clock)
+        self.answers(ReadLogView, self._read_log_view)
+        self.answers(HandOver, self._asked_to_hand_over)
         async with trio.open_nursery() as nursery:
             self._snapshots.begin(nursery, self._consensus.step)
             nursery.start_soon(self._proposals.run)
@@ -295,6 +302,12 @@ class Replica:
     async def hand_over(self, to: NodeId | None = None) -> None:
         await self._members.hand_over(to)
 
+    async def _read_log_view(self, ask: ReadLogView) -> LogView:
+        return self.log_view()
+
+    async def _asked_to_hand_over(self, ask: HandOver) -> None:
+        await self.hand_over(ask.to)
+
     async def hand_over_and_leave(self) -> None:
         """Before this node stops: those who go on need not miss it first."""
         if self._consensus.leads:
@@ -371,10 +384,10 @@ class Replica:
     async def install(self, snapshot: Snapshot, restore_log: Callable[[], Awaitable[None]]) -> None:
         file = self._snapshots.received(snapshot)
         # Should the process end between the two, the next start ends what this one began.
-        await self._log.set_fact(INSTALLING, str(snapshot.meta.index).encode()).wait()
+        await self._note_installing(snapshot.meta.index)
         await self._store.install(file)
         await restore_log()
-        await self._log.set_fact(INSTALLING, b"0").wait()
+        await self._note_installing(0)
         self._applied = snapshot.meta.index
         self._last_event_seq = (await self._store.read(GetStanding())).event_seq
         self._feed.cut_off()
@@ -386,6 +399,16 @@ class Replica:
         self._members_stale.set()
         self._wake_applied()
         log.info("the state was taken over from a copy", extra={"index": self._applied})
+
+    async def _note_installing(self, index: int) -> None:
+        while True:
+            try:
+                ticket = self._log.set_fact(INSTALLING, str(index).encode())
+            except LogBusy:
+                await trio.sleep(FULL_LOG_PAUSE_S)
+                continue
+            await ticket.wait()
+            return
 
     def send_snapshot(self, peer: str, message: Message, sent: Callable[[bool], None]) -> None:
         self._snapshots.send(peer, message, sent)
@@ -430,9 +453,11 @@ class Replica:
         known = await self._store.read(GetSetting(VERSION_KEY))
         self._version = 1 if known is None else int(known)
         self._consensus.know({raft_id_of(node.id): node.id for node in nodes})
-        self._wires.set_peers(
-            {node.id: node.mesh for node in nodes if node.mesh and node.id != self.node.id}
-        )
+        told = {} if self.node.id in self.members else self.told
+        known_peers: dict[str, Sequence[str]] = {n.id: n.mesh for n in nodes if n.mesh}
+        peers = {**told, **known_peers}
+        peers.pop(self.node.id, None)
+        self._wires.set_peers(peers)
 
 
 def _parts(requests: Sequence[msgspec.Raw]) -> list[list[msgspec.Raw]]:

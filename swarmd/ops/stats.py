@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import msgspec
+from contextlib import suppress
 
-from swarmd.cluster.asks import ListBeats
-from swarmd.cluster.handle import LEADER, Cluster
+import msgspec
+import trio
+
+from swarmd.cluster.asks import LastBeat, ListBeats
+from swarmd.cluster.handle import LEADER, Cluster, reads_are_local
 from swarmd.domain.durations import BOUNDS_S
+from swarmd.domain.errors import Unavailable
 from swarmd.domain.jobs import JobKind, JobStatus
 from swarmd.state.queries import (
     CompletedBy,
@@ -16,6 +20,8 @@ from swarmd.state.queries import (
     ListNodes,
     ListTotals,
 )
+
+BEATS_S_MAX = 1.0
 
 
 class Stats(msgspec.Struct, frozen=True):
@@ -64,7 +70,7 @@ async def stats(cluster: Cluster, kind: JobKind = JobKind.BINARY) -> Stats:
 
 async def executors(cluster: Cluster) -> list[ExecutorView]:
     """Who works the queue off: executors heard of in the last 30 s, and nodes that run jobs."""
-    beats = await cluster.ask(LEADER, ListBeats())
+    beats = await _beats(cluster)
     completed = await cluster.read(CompletedBy())
     held = await cluster.read(ListClaims())
     claims = {claim.executor: claim for claim in reversed(held)}
@@ -95,6 +101,16 @@ async def executors(cluster: Cluster) -> list[ExecutorView]:
             )
         )
     return views
+
+
+async def _beats(cluster: Cluster) -> list[LastBeat]:
+    """They are in the leader's memory alone. Who is content with what this node knows gets none
+    where the leader does not tell at once."""
+    if not reads_are_local():
+        return await cluster.ask(LEADER, ListBeats())
+    with trio.move_on_after(BEATS_S_MAX), suppress(Unavailable):
+        return await cluster.ask(LEADER, ListBeats())
+    return []
 
 
 async def totals(cluster: Cluster, kind: JobKind = JobKind.BINARY) -> Totals:

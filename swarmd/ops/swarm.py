@@ -24,6 +24,8 @@ class Health(msgspec.Struct, frozen=True):
 class NodeView(msgspec.Struct, frozen=True):
     name: str
     address: str
+    mesh: tuple[str, ...]
+    """Where other nodes reach it."""
     status: str
     """alive, suspect, dead or left."""
     role: str
@@ -74,6 +76,7 @@ def _view(cluster: Cluster, node: Node, used: Usage) -> NodeView:
     return NodeView(
         name=node.name,
         address=node.addresses[0] if node.addresses else "",
+        mesh=node.mesh,
         status="alive" if seen.alive else "dead",
         role=seen.role.value,
         id=node.id,

@@ -25,7 +25,7 @@ from swarmd.domain.jobs import (
 )
 from swarmd.domain.nodes import Node, NodeKind, Usage
 from swarmd.state.pages import find_page
-from swarmd.state.requests import find_outcomes
+from swarmd.state.requests import find_outcomes, last_boot
 from swarmd.state.rows import (
     ATTEMPT,
     EXECUTOR,
@@ -187,6 +187,12 @@ class Standing(msgspec.Struct, frozen=True):
 
 class GetStanding(Query[Standing], frozen=True):
     """Where the state stands, and what is due."""
+
+
+class LastBoot(Query[int], frozen=True):
+    """The newest boot of a node whose requests were applied; 0: none was."""
+
+    origin: int
 
 
 class FindOutcomes(Query["list[tuple[int, bytes]]"], frozen=True):
@@ -369,6 +375,7 @@ QUERIES: dict[type[Any], Callable[[Conn, Any], Any]] = {
     FindBlob: _find_blob,
     ListEvents: _list_events,
     GetStanding: _get_standing,
+    LastBoot: lambda conn, query: last_boot(conn, query.origin),
     FindOutcomes: lambda conn, query: list(
         find_outcomes(conn, query.origin, query.boot, query.seqs)
     ),

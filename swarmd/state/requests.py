@@ -128,12 +128,16 @@ def outcome_of(command: type[Any], kept: bytes) -> Any:
     return msgspec.msgpack.decode(found.value, type=ANSWERS[command])
 
 
+def last_boot(conn: sqlite3.Connection, origin: int) -> int:
+    row = conn.execute("SELECT boot FROM sessions WHERE origin = ?", (origin,)).fetchone()
+    return 0 if row is None else int(row[0])
+
+
 def find_outcomes(
     conn: sqlite3.Connection, origin: int, boot: int, seqs: tuple[int, ...]
 ) -> Iterator[tuple[int, bytes]]:
     """What is kept of a boot's requests."""
-    row = conn.execute("SELECT boot FROM sessions WHERE origin = ?", (origin,)).fetchone()
-    if row is None or row[0] != boot:
+    if last_boot(conn, origin) != boot:
         return
     wanted = set(seqs)
     for seq, kept in conn.execute("SELECT seq, outcome FROM outcomes WHERE origin = ?", (origin,)):

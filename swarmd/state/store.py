@@ -318,6 +318,8 @@ def _connect(path: Path, *, query_only: bool) -> sqlite3.Connection:
 
 
 def _open_writer(path: Path, settings: StoreSettings) -> sqlite3.Connection:
+    if not path.exists():
+        _drop_rest(path)
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     try:
         conn = _connect(path, query_only=False)
@@ -337,11 +339,16 @@ def _open_writer(path: Path, settings: StoreSettings) -> sqlite3.Connection:
 
 def _put_in_place(file: Path, path: Path) -> sqlite3.Connection:
     """Nobody has the old file open: the last to close it took its log away."""
-    for suffix in ("-wal", "-shm"):
-        path.with_name(path.name + suffix).unlink(missing_ok=True)
+    _drop_rest(path)
     file.replace(path)
     _sync_directory(path.parent)
     return _open_writer(path, StoreSettings())
+
+
+def _drop_rest(path: Path) -> None:
+    """SQLite would take what lies beside the name for this file's own, and mix it in."""
+    for suffix in ("-wal", "-shm"):
+        path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def _copy(live: Path, path: Path) -> SnapshotFile:

@@ -56,8 +56,10 @@ def test_every_surface_has_a_table() -> None:
     assert set(ports.values()) - UNDOCUMENTED_PORTS == {operation.port for operation in SERVED}
 
 
-def test_the_daemon_listens_on_its_surfaces_alone(daemon: Daemon) -> None:
-    assert listening_ports(daemon.process.pid) == set(daemon.ports.values())
+def test_the_daemon_listens_on_its_surfaces_and_its_mesh_alone(daemon: Daemon) -> None:
+    told = daemon.request("GET", "/api/v1/nodes", surface="console").json
+    (mesh,) = {int(a.rpartition(":")[2]) for node in told["nodes"] for a in node["mesh"]}
+    assert listening_ports(daemon.process.pid) == {*daemon.ports.values(), mesh}
 
 
 def test_what_is_not_yet_is_not_served(daemon: Daemon) -> None:

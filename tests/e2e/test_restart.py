@@ -234,7 +234,32 @@ def test_a_second_daemon_on_the_same_data_is_refused(tmp_path: Path) -> None:
         assert node.ask("GET", "/health")["status"] == "healthy"
 
 
-def test_without_its_state_a_node_begins_anew(tmp_path: Path) -> None:
+def test_a_state_that_is_gone_is_made_anew_from_the_log(tmp_path: Path) -> None:
+    with kept(tmp_path) as node:
+        old = node.console("GET", "/status")
+        ended = node.submit("echo kept")
+        node.wait(ended, "completed")
+        node.daemon.kill()
+        (node.daemon.data_dir / "state.db").unlink()  # as a person would, and forget the rest
+        node.start()
+        assert node.console("GET", "/status")["cluster_id"] == old["cluster_id"]
+        assert node.wait(ended, "completed")["stdout"] == "kept\n"
+        assert node.wait(node.submit("echo on"), "completed")["stdout"] == "on\n"
+
+
+def test_without_its_log_a_node_that_has_a_state_goes_on_where_that_ends(tmp_path: Path) -> None:
+    """It is alone: there is nobody to whom it could have promised anything."""
+    with kept(tmp_path) as node:
+        ended = node.submit("echo kept")
+        node.wait(ended, "completed")
+        node.stop()
+        (node.daemon.data_dir / "raft.db").unlink()
+        node.start()
+        assert node.wait(ended, "completed")["stdout"] == "kept\n"
+        assert node.wait(node.submit("echo on"), "completed")["stdout"] == "on\n"
+
+
+def test_without_its_state_and_log_a_node_begins_anew(tmp_path: Path) -> None:
     """Jobs of the state that is gone are nobody's: what still runs of them is ended, and neither
     their records nor their logs stand in the way of the new ones."""
     with kept(tmp_path) as node:
@@ -248,7 +273,8 @@ def test_without_its_state_a_node_begins_anew(tmp_path: Path) -> None:
         node.wait(running, "running")
         node.daemon.kill()  # so that there is a rest
         assert (node.daemon.data_dir / "state.db-wal").exists()
-        (node.daemon.data_dir / "state.db").unlink()  # as a person would, and forget the rest
+        for name in ("state.db", "raft.db", "raft.db-wal"):  # as a person would: not all is gone
+            (node.daemon.data_dir / name).unlink()
         node.start()
         new = node.console("GET", "/status")
         assert new["cluster_id"] != old["cluster_id"]
