@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import logging
 import os
 import platform
 import random
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import fields
 from ipaddress import ip_address
 from pathlib import Path
@@ -29,15 +27,17 @@ from api.console.routes import Console
 from api.jobqueue import app as jobqueue
 from mesh.consensus import LAN, Timing
 from mesh.transport import Me, TransportSettings, open_transport
+from mesh.wal import RaftLog
 from mesh.wal_sqlite import open_log
 from swarmd import __version__
 from swarmd.agent.attempts import Attempts, AttemptsSettings, open_attempts
 from swarmd.agent.binaries import Binaries
 from swarmd.agent.blobs import BlobStore
-from swarmd.agent.keeping import NodeBlobs, drop_unneeded
+from swarmd.agent.keeping import drop_unneeded
 from swarmd.agent.launch import find_account, reachable
 from swarmd.agent.leftovers import clear_leftovers
 from swarmd.agent.logs import AttemptLogs
+from swarmd.agent.sharing import NodeBlobs
 from swarmd.cluster.asks import ReadLog
 from swarmd.cluster.handle import local_reads
 from swarmd.cluster.opening import OpeningSettings, open_replica
@@ -47,14 +47,15 @@ from swarmd.config_sources import report
 from swarmd.control.leadership import lead_when_elected
 from swarmd.control.members import VoterSettings
 from swarmd.control.upkeep import UpkeepSettings
-from swarmd.domain.errors import Conflict, SwarmError, Unavailable
+from swarmd.domain.errors import SwarmError
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Capacity, Node
 from swarmd.drivers.gpu import list_gpus
 from swarmd.drivers.http import HttpSettings
 from swarmd.drivers.process import RunnerClient, RunnerSettings, open_runner
 from swarmd.ops import swarm
-from swarmd.paths import make_data_dir
+from swarmd.ops.raft import Copies
+from swarmd.paths import claimed
 from swarmd.state.commands import VERSION
 from swarmd.state.queries import ListDuties
 from swarmd.state.store import StoreSettings, open_store
@@ -86,13 +87,13 @@ class RunningNode:
 async def open_node(config: Config) -> AsyncIterator[RunningNode]:
     """A node that serves, from the first line of the body to its end."""
     data_dir = config.node.data_dir
-    with _claimed(data_dir):
+    with claimed(data_dir):
         running = RunningNode()
         if not any((data_dir / name).exists() for name in ("state.db", "raft.db")):
             await clear_leftovers(data_dir)
         async with _open_cluster(config, data_dir) as cluster:
             store = BlobStore(data_dir / "blobs", bytes_max=config.jobs.blobs_total_bytes_max)
-            cluster.blobs = NodeBlobs(store, config.jobs.blob_bytes_max)
+            cluster.blobs = NodeBlobs(cluster, store, config.jobs.blob_bytes_max)
             async with _open_agent(config, cluster, store, data_dir, running):
                 surfaces = _surfaces(config, cluster, running, data_dir)
                 async with open_surfaces(
@@ -138,8 +139,16 @@ async def _open_cluster(config: Config, data_dir: Path) -> AsyncIterator[Replica
             trio.open_nursery() as nursery,
         ):  # fmt: skip
             nursery.start_soon(lead_when_elected, cluster, upkeep, voters)
+            nursery.start_soon(_note_swarm, cluster, raft_log)
             yield cluster
             nursery.cancel_scope.cancel()
+
+
+async def _note_swarm(cluster: Replica, raft_log: RaftLog) -> None:
+    """Of which swarm this node is: from its next start on it talks to no other's nodes."""
+    await cluster.introduced.wait()
+    if raft_log.fact(CLUSTER_FACT) is None:
+        await raft_log.set_fact(CLUSTER_FACT, cluster.cluster_id.encode()).wait()
 
 
 def _mesh_binds(config: Config) -> tuple[str, ...]:
@@ -182,35 +191,6 @@ class _Ids:
 
 def _now_ms() -> int:
     return time.time_ns() // 1_000_000
-
-
-@contextmanager
-def _claimed(data_dir: Path) -> Iterator[None]:
-    """The data directory, made where it is not there and held against a second daemon."""
-    make_data_dir(data_dir)
-    try:
-        if os.geteuid() == 0:
-            # Jobs of another account pass through it to their own directories; none can list it.
-            data_dir.chmod(0o711)
-        fd = os.open(data_dir / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise Unavailable(
-            f"the data directory {data_dir} cannot be used: {error.strerror}; choose another with"
-            " --data-dir or SWARMD_DATA_DIR"
-        ) from error
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno != errno.EWOULDBLOCK:
-                raise
-            raise Conflict(
-                f"another swarmd runs on {data_dir}; see `swarmd status`, or choose another with"
-                " --data-dir"
-            ) from None
-        yield
-    finally:
-        os.close(fd)
 
 
 async def _describe(config: Config, node_id: NodeId, mesh: tuple[str, ...]) -> Node:
@@ -259,9 +239,9 @@ async def _open_agent(
     attempts_dir.mkdir(exist_ok=True)
     attempts_dir.chmod(0o711)
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(drop_unneeded, cluster, store)
         # What this node does follows from its own replica, leader or not.
         with local_reads():
-            nursery.start_soon(drop_unneeded, cluster, store)
             duties = await cluster.read(ListDuties(cluster.node.id))
         if config.jobs.executor or duties:
             # A node that gives up running jobs still lets those it holds come to their end.
@@ -294,7 +274,7 @@ async def _open_attempts(
         **{f.name: getattr(config.downloads, f.name) for f in fields(config.downloads)}
     )
     binaries = Binaries(
-        data_dir / "binaries", store, bytes_max=jobs.cache_bytes_max, http=downloads
+        data_dir / "binaries", cluster.blobs, bytes_max=jobs.cache_bytes_max, http=downloads
     )
     direct = reachable(data_dir / "binaries", account)
     if not direct:
@@ -343,6 +323,7 @@ def _surfaces(
         running.stop,
         lambda: running.admin_key,
         config.jobs.blob_bytes_max,
+        Copies(cluster, data_dir / "copies"),
     )
     # Its port may be switched off; the socket stays, or the command line could not reach the node.
     where = placed("console", section)

@@ -15,12 +15,12 @@ import os
 import stat
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 import trio
 
-from swarmd.agent.blobs import BlobStore
 from swarmd.domain.blobs import blob_of, checked_sha256
 from swarmd.domain.errors import Invalid, SwarmError, Unavailable
 from swarmd.domain.jobs import Fetch
@@ -38,13 +38,17 @@ HASHES_A_TURN = 8
 """Of small files, on the loop, before other tasks get their turn: 2 ms at worst."""
 
 
+class Blobs(Protocol):
+    def open(self, sha256: str, /) -> AbstractAsyncContextManager[AsyncIterator[bytes]]: ...
+
+
 class Binaries:
     """Make it before the loop serves: it walks the cache once."""
 
     def __init__(
         self,
         root: Path,
-        store: BlobStore,
+        blobs: Blobs,
         *,
         bytes_max: int = CACHE_BYTES_MAX,
         http: HttpSettings = DEFAULTS,
@@ -55,7 +59,7 @@ class Binaries:
         self._root = root
         self._prefix = f"{root}/"
         self._tmp = root / "tmp"
-        self._store = store
+        self._blobs = blobs
         self._http = http
         self._fetch_timeout_s = fetch_timeout_s
         self._fetching: dict[str, _Fetching] = {}
@@ -236,7 +240,7 @@ class Binaries:
 
     async def _fetch_into(self, temp: Path, source: Fetch, sha256: str) -> int:
         if blob_of(source.url) is not None:
-            async with self._store.open(sha256) as chunks, new_file(temp, mode=MODE) as file:
+            async with self._blobs.open(sha256) as chunks, new_file(temp, mode=MODE) as file:
                 async for chunk in chunks:
                     await file.write(chunk)
                 return (await file.finish()).size_bytes

@@ -55,6 +55,8 @@ class BlobStore:
         for left in self._tmp.iterdir():  # by a daemon that died while it wrote
             remove(left)
         self._total_bytes = sum(info.size_bytes for info in self._walk(""))
+        self.fresh: set[str] | None = set()
+        """What was put since it was opened, until whoever tidies up says that it has."""
 
     @property
     def total_bytes(self) -> int:
@@ -170,6 +172,8 @@ class BlobStore:
 
     def _place(self, temp: Path, blob: BlobInfo) -> None:
         """Over one of the same name as well: that heals a damaged one, and readers keep theirs."""
+        if self.fresh is not None:
+            self.fresh.add(blob.sha256)
         target = self.path(blob.sha256)
         if not target.parent.exists():
             target.parent.mkdir(mode=0o700, exist_ok=True)

@@ -1,39 +1,22 @@
-"""This node's blobs as the swarm sees them: bounded, and removed once nobody needs them."""
+"""This node's blobs are removed once nobody in the swarm needs them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager
+import logging
+
+import trio
 
 from swarmd.agent.blobs import BlobStore
 from swarmd.cluster.feed import FellBehind
 from swarmd.cluster.handle import Cluster
-from swarmd.domain.blobs import BlobInfo
+from swarmd.domain.errors import SwarmError
 from swarmd.domain.events import BlobsDropped, Event
 from swarmd.state.queries import FindBlob
 
+log = logging.getLogger(__name__)
+
+AGAIN_S = 1.0
 SWEEP_PAGE = 500
-
-
-class NodeBlobs:
-    """The port through which everyone above stores and reads."""
-
-    def __init__(self, store: BlobStore, blob_bytes_max: int) -> None:
-        self._store = store
-        self._blob_bytes_max = blob_bytes_max
-
-    async def put(
-        self, chunks: AsyncIterator[bytes], *, expected_sha256: str | None = None
-    ) -> BlobInfo:
-        return await self._store.put(
-            chunks, expected_sha256=expected_sha256, bytes_max=self._blob_bytes_max
-        )
-
-    async def put_bytes(self, data: bytes) -> BlobInfo:
-        return await self._store.put_bytes(data)
-
-    def open(self, sha256: str) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        return self._store.open(sha256)
 
 
 async def drop_unneeded(cluster: Cluster, store: BlobStore) -> None:
@@ -45,22 +28,34 @@ async def drop_unneeded(cluster: Cluster, store: BlobStore) -> None:
     while True:
         try:
             async with cluster.watch(wants=wants) as events:
-                await _sweep(cluster, store)
+                if store.fresh is not None:
+                    await _sweep(cluster, store, store.fresh)
+                    store.fresh = None
                 async for event in events:
                     assert isinstance(event.body, BlobsDropped)
                     for sha256 in event.body.sha256s:
-                        if await cluster.read(FindBlob(sha256)) is None:
+                        if not await _is_known(cluster, sha256):
                             await store.delete(sha256)
         except FellBehind:
             continue
 
 
-async def _sweep(cluster: Cluster, store: BlobStore) -> None:
+async def _is_known(cluster: Cluster, sha256: str) -> bool:
+    """Asked of the swarm, for as long as it takes: this node's replica may be behind."""
+    while True:
+        try:
+            return await cluster.read(FindBlob(sha256)) is not None
+        except SwarmError as refusal:
+            log.debug("blobs are not tidied now", extra={"reason": refusal.message})
+            await trio.sleep(AGAIN_S)
+
+
+async def _sweep(cluster: Cluster, store: BlobStore, fresh: set[str]) -> None:
     """A crash between a blob's write and the word of it leaves a file that nobody knows. Only at
-    the start: later, one that is not known yet may be about to be."""
+    the start, and not what came since: that is perhaps about to be known."""
     after = ""
     while page := await store.list_blobs(after=after, limit=SWEEP_PAGE):
         for info in page:
-            if await cluster.read(FindBlob(info.sha256)) is None:
+            if info.sha256 not in fresh and not await _is_known(cluster, info.sha256):
                 await store.delete(info.sha256)
         after = page[-1].sha256

@@ -36,8 +36,8 @@ def up(
     """Run one node in the foreground.
 
     It is ready with a line on stderr that has every URL. With --join a new node becomes part
-    of that swarm; one that was part of a swarm needs it no more. SIGTERM and Ctrl-C stop it within 5 s
-    and leave its jobs running; the next `swarmd up` takes them back.
+    of that swarm; one that is part of a swarm already needs it no more. SIGTERM and Ctrl-C stop
+    it within 5 s and leave its jobs running; the next `swarmd up` takes them back.
     """
     from swarmd import logs
     from swarmd.config_sources import load

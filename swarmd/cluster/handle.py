@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from enum import StrEnum
@@ -111,6 +111,23 @@ def local_reads() -> Iterator[None]:
         _local_reads.reset(token)
 
 
+class Channel(Protocol):
+    """Bytes to and from another node, each way with an end of its own. Leaving it ends it; whoever
+    is in the middle of something then gets Unavailable. Refusals of the other side come out of
+    `receive` as they were raised there."""
+
+    async def send(self, data: bytes) -> None: ...
+
+    async def send_end(self) -> None: ...
+
+    async def receive(self) -> bytes:
+        """At least one byte; b"" at the end."""
+
+
+ChannelAnswer = Callable[[bytes, Channel], Awaitable[None]]
+"""(what was asked for, the channel)"""
+
+
 class BlobPort(Protocol):
     """This node's way to blobs: its own disk, and whoever else has them."""
 
@@ -129,6 +146,10 @@ class Cluster(Protocol):
     node: Node
     cluster_id: str
     blobs: BlobPort
+
+    @property
+    def members(self) -> Mapping[NodeId, Node]:
+        """Every member, as this node knows them."""
 
     async def propose(self, command: Command[T], actor: Actor) -> T:
         """Have a command applied everywhere; it is applied here when this returns. The refusals
@@ -154,6 +175,14 @@ class Cluster(Protocol):
         self, request: type[Ask[Any]], answer: Callable[[Any], Awaitable[Any]]
     ) -> Callable[[], None]:
         """Have asks of a type answered on this node, until what is returned is called."""
+
+    def open_channel(
+        self, target: NodeId, name: str, asked: bytes
+    ) -> AbstractAsyncContextManager[Channel]:
+        """Bytes too many for an ask. Unavailable: the node cannot be reached."""
+
+    def answers_channel(self, name: str, answer: ChannelAnswer) -> None:
+        """Have channels of a name answered on this node."""
 
     def new_id(self) -> str:
         """An id that nobody else has made or will make."""

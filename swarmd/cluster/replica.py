@@ -25,10 +25,13 @@ from mesh.wal_errors import LogBusy
 from mesh.wires import Refused, WireError, Wires
 from swarmd.cluster.asks import ANSWERS as ASK_ANSWERS
 from swarmd.cluster.asks import AnyAsk, HandOver, ReadClock, ReadLogView
+from swarmd.cluster.channels import open_channel, refusal_of, serve_channel
 from swarmd.cluster.feed import Feed, Subscription
 from swarmd.cluster.handle import (
     Ask,
     BlobPort,
+    Channel,
+    ChannelAnswer,
     Leader,
     Leadership,
     LogView,
@@ -43,7 +46,7 @@ from swarmd.cluster.numbers import raft_id_of
 from swarmd.cluster.proposals import Proposals, ProposalSettings, serve_forwarded
 from swarmd.cluster.snapshots import Snapshots, encode_conf
 from swarmd.domain.actors import Actor
-from swarmd.domain.errors import ALL_ERRORS, Busy, NotFound, SwarmError, Unavailable
+from swarmd.domain.errors import Busy, NotFound, SwarmError, Unavailable
 from swarmd.domain.events import Event, NodeChanged, SettingChanged
 from swarmd.domain.jobs import ENTRY_BYTES_MAX, NodeId
 from swarmd.domain.nodes import Node
@@ -70,7 +73,6 @@ INSTALLING = "installing"
 BATCH_BYTES_MAX = 200 * 1024
 BATCH_REQUESTS_MAX = 512
 
-_ERRORS = {error.code: error for error in ALL_ERRORS}
 Answer = Callable[[Any], Awaitable[Any]]
 
 
@@ -116,9 +118,7 @@ class Replica:
         self._feed = Feed()
         self._answers: dict[type[Any], Answer] = {}
         self._raft_id = raft_id_of(node.id)
-        self._proposals = Proposals(
-            node.id, self._raft_id, boot, self, wires, settings.proposals
-        )
+        self._proposals = Proposals(node.id, self._raft_id, boot, self, wires, settings.proposals)
         self._members = Members(self, consensus, wires)
         self._stamped_at = store.last_at
         self._applied = store.place.index
@@ -141,7 +141,7 @@ class Replica:
         await self._load_members()
         serve_forwarded(self, self._wires)
         self._wires.handle_call(ASK, self._answer_ask)
-        self._wires.handle_call(PING, lambda peer, body: b"")
+        self._wires.handle_call(PING, lambda peer, body: self.cluster_id.encode())
         self._members.serve()
         self.answers(ReadClock, self._read_clock)
         self.answers(ReadLogView, self._read_log_view)
@@ -211,15 +211,8 @@ class Replica:
             body = await self._wires.call(
                 node_id, ASK, _encode_ask(request), self._settings.ask_s_max
             )
-        except Refused as refused:
-            kind = _ERRORS.get(refused.code)
-            if kind is not None:
-                raise kind(refused.message, **refused.facts) from None
-            raise Unavailable(f"the node refused: {refused.message}", node_id=node_id) from None
         except WireError as error:
-            raise Unavailable(
-                f"the node does not answer: {error.message}", node_id=node_id
-            ) from error
+            raise refusal_of(error) from None
         found: T = msgspec.msgpack.decode(body, type=ASK_ANSWERS[type(request)])
         return found
 
@@ -247,6 +240,14 @@ class Replica:
                 del self._answers[request]
 
         return stop
+
+    def open_channel(
+        self, target: NodeId, name: str, asked: bytes
+    ) -> AbstractAsyncContextManager[Channel]:
+        return open_channel(self._wires, target, name, asked)
+
+    def answers_channel(self, name: str, answer: ChannelAnswer) -> None:
+        serve_channel(self._wires, name, answer)
 
     def now_ms(self) -> int:
         return max(self._stamped_at, self._store.last_at, self._now_ms())
@@ -372,7 +373,10 @@ class Replica:
                 continue
             self._last_event_seq = outcome.events[-1].seq
             for event in outcome.events:
-                if isinstance(event.body, NodeChanged | SettingChanged):
+                body = event.body
+                if isinstance(body, NodeChanged) or (
+                    isinstance(body, SettingChanged) and body.key == VERSION_KEY
+                ):
                     self._members_stale.set()
             self._feed.publish(outcome.events)
 

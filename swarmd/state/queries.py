@@ -22,6 +22,7 @@ from swarmd.domain.jobs import (
     JobId,
     JobKind,
     JobSpec,
+    NodeId,
 )
 from swarmd.domain.nodes import Node, NodeKind, Usage
 from swarmd.state.pages import find_page
@@ -187,6 +188,12 @@ class Standing(msgspec.Struct, frozen=True):
 
 class GetStanding(Query[Standing], frozen=True):
     """Where the state stands, and what is due."""
+
+
+class ListHolders(Query["tuple[NodeId, ...]"], frozen=True):
+    """Who has a blob, as far as the swarm knows."""
+
+    sha256: str
 
 
 class LastBoot(Query[int], frozen=True):
@@ -375,6 +382,12 @@ QUERIES: dict[type[Any], Callable[[Conn, Any], Any]] = {
     FindBlob: _find_blob,
     ListEvents: _list_events,
     GetStanding: _get_standing,
+    ListHolders: lambda conn, query: tuple(
+        NodeId(row[0])
+        for row in conn.execute(
+            "SELECT node_id FROM blob_holders WHERE sha256 = ? ORDER BY node_id", (query.sha256,)
+        )
+    ),
     LastBoot: lambda conn, query: last_boot(conn, query.origin),
     FindOutcomes: lambda conn, query: list(
         find_outcomes(conn, query.origin, query.boot, query.seqs)
