@@ -54,7 +54,7 @@ def demo(nodes: int, once: bool, as_json: bool, data_dir: Path | None) -> int:
     Ctrl-C ends it with everything that it started. Without --data-dir nothing is kept.
     """
     if nodes != 1:
-        tell("one node is started: this version has no mesh yet for others to join it")
+        tell("one node is started: this version's demo does not start several yet")
     for number in _ENDS:
         signal.signal(number, _interrupt)
     try:
@@ -165,7 +165,8 @@ def _tell_moved(surface: str) -> None:
 
 
 def _settings(ports: dict[str, int]) -> str:
-    lines = ["[node]", 'name = "demo-1"', f'bind = ["{ADDRESS}"]', "[log]", 'level = "warning"']
+    lines = ["[node]", 'name = "demo-1"', f'bind = ["{ADDRESS}"]', "[log]", 'level = "warning"',
+             "[mesh]", f"port = {ANY_PORT}"]  # fmt: skip
     for surface, port in ports.items():
         lines += [f"[surfaces.{surface}]", f"port = {port}"]
     return "\n".join(lines) + "\n"
