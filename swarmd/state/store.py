@@ -29,6 +29,13 @@ log = logging.getLogger(__name__)
 
 Delivered = Callable[[Sequence[Applied], Place], None]
 
+TEND_EVERY_S = 0.5
+WAL_PAGES_MAX = 2000
+
+
+def _nobody(applied: Sequence[Applied], place: Place) -> None:
+    """For work that nobody waits for."""
+
 
 @dataclass(frozen=True)
 class StoreSettings:
@@ -159,7 +166,7 @@ class Store:
 
     async def make_durable(self) -> int:
         async with self._files:
-            return await trio.to_thread.run_sync(_checkpoint, self._path)
+            return (await trio.to_thread.run_sync(_checkpoint, self._path))[0]
 
     async def install(self, file: SnapshotFile) -> None:
         tokens = [object() for _ in range(self._settings.readers)]
@@ -191,7 +198,10 @@ class Store:
                 self._wake.clear()
                 while self._waiting:
                     file = self._waiting[0].install
-                    if file is not None:
+                    if self._waiting[0].restart_wal:
+                        self._waiting.popleft()
+                        conn.execute("PRAGMA wal_checkpoint(PASSIVE)")
+                    elif file is not None:
                         work = self._waiting.popleft()
                         conn.close()
                         conn = _put_in_place(file, self._path)
@@ -213,7 +223,7 @@ class Store:
     def _write_batch(self, machine: Machine, token: trio.lowlevel.TrioToken) -> None:
         taken: list[tuple[_Work, list[Entry]]] = []
         entries: list[Entry] = []
-        while self._waiting and self._waiting[0].install is None:
+        while self._waiting and not self._waiting[0].alone:
             if len(entries) >= self._settings.batch_max:
                 break
             work = self._waiting.popleft()
@@ -238,6 +248,21 @@ class Store:
             self.place = Place(upto.index, upto.term, upto.conf or self.place.conf)
             work.done(applied, work.upto)
 
+    async def _tend(self) -> None:
+        """Carry SQLite's log into the file beside the writer, which must not stand still for it.
+        A log that has grown is then begun anew: for that the writer carries over the little that
+        came meanwhile."""
+        tended = self.place.index
+        while True:
+            await trio.sleep(TEND_EVERY_S)
+            if self.place.index == tended:
+                continue
+            tended = self.place.index
+            async with self._files:
+                _, pages = await trio.to_thread.run_sync(_checkpoint, self._path)
+            if pages > WAL_PAGES_MAX and not self._stopping and self._failed is None:
+                self._hand_over(_Work((), self.place, _nobody, restart_wal=True))
+
     async def _watch_failure(self) -> None:
         await self._failure_seen.wait()
         assert self._failed is not None
@@ -251,6 +276,12 @@ class _Work:
     upto: Place
     done: Delivered
     install: Path | None = None
+    restart_wal: bool = False
+
+    @property
+    def alone(self) -> bool:
+        """It shares no transaction."""
+        return self.install is not None or self.restart_wal
 
 
 async def _cancel_after(event: trio.Event, scope: trio.CancelScope) -> None:
@@ -293,6 +324,7 @@ async def open_store(path: Path, settings: StoreSettings) -> AsyncIterator[Store
     thread.start()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(store._watch_failure)
+        nursery.start_soon(store._tend)
         try:
             yield store
         finally:
@@ -326,7 +358,7 @@ def _open_writer(path: Path, settings: StoreSettings) -> sqlite3.Connection:
         mode = conn.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         assert mode == "wal", mode
         conn.execute(f"PRAGMA synchronous = {'FULL' if settings.durable else 'NORMAL'}")
-        conn.execute("PRAGMA wal_autocheckpoint = 4000")
+        conn.execute("PRAGMA wal_autocheckpoint = 0")  # see Store._tend
         conn.execute("PRAGMA journal_size_limit = 67108864")
         migrate(conn)
     except sqlite3.DatabaseError as error:
@@ -396,12 +428,14 @@ def check_copy(path: Path) -> SnapshotFile:
     return SnapshotFile(path, place, size, digest)
 
 
-def _checkpoint(path: Path) -> int:
+def _checkpoint(path: Path) -> tuple[int, int]:
+    """Up to which index all is in the file itself, 0 where it cannot be said; and how many pages
+    SQLite's own log has."""
     conn = _connect(path, query_only=False)
     try:
         index = read_place(conn).index
-        busy, frames, moved = conn.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-        return index if not busy and frames == moved else 0
+        busy, pages, moved = conn.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+        return index if not busy and pages == moved else 0, pages
     finally:
         conn.close()
 
