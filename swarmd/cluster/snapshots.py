@@ -29,6 +29,7 @@ CHUNK_BYTES = 64 * 1024
 CONNECT_TIMEOUT_S = 5.0
 VERIFY_S_MAX = 600.0
 STALL_S_MAX = 30.0
+UNWANTED_S_MAX = 600.0
 
 
 class InThread(Protocol):
@@ -62,6 +63,9 @@ class Snapshots:
         self._in_thread = in_thread
         self._bytes_per_s_max = bytes_per_s_max
         self._made: tuple[Snapshot, Path] | None = None
+        self._wanted_at = 0.0
+        for old in self._place.glob("copy*"):  # of an earlier life
+            old.unlink()
         self._making = False
         self._receiving = False
         self._received: dict[str, SnapshotFile] = {}
@@ -73,10 +77,12 @@ class Snapshots:
         self._nursery = nursery
         self._step = step
         self._wires.handle_stream(METHOD, self._receive)
+        nursery.start_soon(self._let_go)
 
     def latest(self, needed_index: int) -> Snapshot:
         """A copy from which the log goes on at `needed_index`. Where there is none it is made, and
         the core asks again. One from before a node was a member is of no use to that node."""
+        self._wanted_at = trio.current_time()
         if self._made is not None:
             made, conf = self._made[0].meta, self._store.place.conf
             if made.index + 1 >= needed_index and conf == encode_conf(made.conf_state):
@@ -100,6 +106,15 @@ class Snapshots:
             )
         finally:
             self._making = False
+
+    async def _let_go(self) -> None:
+        """A copy is as large as the state: it stays no longer than somebody wants it."""
+        while True:
+            await trio.sleep(UNWANTED_S_MAX / 10)
+            unwanted_s = trio.current_time() - self._wanted_at
+            if self._made is not None and unwanted_s > UNWANTED_S_MAX:
+                made, self._made = self._made, None
+                made[1].unlink(missing_ok=True)  # who is sending it has it open
 
     def send(self, peer: str, message: Message, sent: Callable[[bool], None]) -> None:
         self._nursery.start_soon(self._send, peer, message, sent)

@@ -275,3 +275,17 @@ async def test_explain_says_what_a_job_waits_for(opened: Opened) -> None:
         assert not verdict.can_run
         assert "disk==ssd" in verdict.reasons[0] and "1 gpus" in verdict.reasons[1]
         assert (await explain.explain(cluster, first.id)).summary.startswith("can run now")
+
+
+async def test_a_watch_from_before_what_is_kept_is_told(opened: Opened) -> None:
+    from swarmd.state.commands import PruneEvents
+
+    async with opened() as cluster:
+        for _ in range(20):
+            await jobs.submit(cluster, ME, SPEC)
+        await cluster.propose(PruneEvents(5, 100, cluster.leadership().term), ME)
+        with pytest.raises(FellBehind, match="no longer kept") as told:
+            async with cluster.watch(after=1) as events:
+                await anext(events)
+        async with cluster.watch(after=int(str(told.value.facts["oldest"])) - 1) as events:
+            assert (await anext(events)).seq == told.value.facts["oldest"]
