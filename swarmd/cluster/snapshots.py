@@ -69,6 +69,8 @@ class Snapshots:
         self._making = False
         self._receiving = False
         self._received: dict[str, SnapshotFile] = {}
+        self._taken: Path | None = None
+        """What is being put in the state's place: nobody may tidy it away."""
         self._nursery: trio.Nursery
         self._step: Callable[[Message], None]
 
@@ -170,8 +172,9 @@ class Snapshots:
     async def _take(self, offer: Offer, stream: ByteStream) -> None:
         content = offer.content
         path = self._place / f"incoming-{content.sha256[:32]}.part"
+        needed = {path, self._taken, *(file.path for file in self._received.values())}
         for other in self._place.glob("incoming-*"):
-            if other != path:
+            if other not in needed:
                 other.unlink()
         with path.open("ab") as file:
             have = file.tell()
@@ -199,7 +202,9 @@ class Snapshots:
     def received(self, snapshot: Snapshot) -> SnapshotFile:
         """The file of a snapshot that the core has accepted."""
         content = msgspec.msgpack.decode(snapshot.data, type=Content)
-        return self._received.pop(content.sha256)
+        file = self._received.pop(content.sha256)
+        self._taken = file.path
+        return file
 
 
 async def _exactly(stream: ByteStream, size: int) -> bytes:
