@@ -1,6 +1,6 @@
-"""`demo`: a node of its own with a sample job, as a stranger's first minute; nothing stays behind.
+"""`demo`: a swarm of its own with a sample job, as a stranger's first minute; nothing stays behind.
 
-The node is a real `swarmd up` in a child process, kept apart from the settings of this machine.
+Each node is a real `swarmd up` in a child process, kept apart from the settings of this machine.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -28,10 +29,10 @@ from swarmd.cli import options, show
 from swarmd.cli.client import Daemon, Refused, job_path
 from swarmd.cli.main import EXIT_REFUSED, tell
 
-ADDRESS = "127.0.0.1"
 DOCUMENTED_PORTS = {"jobqueue": 8080, "console": 8470}
 ANY_PORT = 0
 READY_TIMEOUT_S = 30.0
+VOTERS = 3
 END_TIMEOUT_S = 20.0
 LOG_LINES_SHOWN = 20
 SAMPLE = {
@@ -49,21 +50,23 @@ SAMPLE = {
 @options.as_json
 @options.data_dir
 def demo(nodes: int, once: bool, as_json: bool, data_dir: Path | None) -> int:
-    """Try it: a node of its own, a sample job and its output.
+    """Try it: a swarm of its own, a sample job and its output.
 
     Ctrl-C ends it with everything that it started. Without --data-dir nothing is kept.
     """
-    if nodes != 1:
-        tell("one node is started: this version's demo does not start several yet")
     for number in _ENDS:
         signal.signal(number, _interrupt)
     try:
-        with _place(data_dir) as place, _node(place) as (daemon, urls):
+        with _place(data_dir) as place, _swarm(place, nodes) as members:
+            # Any of them takes any request: the last to come is as good as the first.
+            daemon = members[-1].daemon
+            _settle(daemon, nodes)
             job = _run_sample(daemon)
             if as_json:
-                show.emit_json({"urls": urls, "job": job})
+                told = [{"name": member.name, "urls": member.urls} for member in members]
+                show.emit_json({"nodes": told, "urls": members[0].urls, "job": job})
             else:
-                _tell_all(place, urls, job, temporary=data_dir is None)
+                _tell_all(members, job, temporary=data_dir is None)
             if job.get("status") != "completed":
                 tell(f"error: the sample job {job.get('status')}: {job.get('error')}")
                 return EXIT_REFUSED
@@ -101,37 +104,71 @@ def _place(data_dir: Path | None) -> Iterator[Path]:
             tell(f"{place} could not be deleted whole")
 
 
+@dataclass(frozen=True)
+class Member:
+    name: str
+    daemon: Daemon
+    urls: dict[str, str]
+    child: subprocess.Popen[str]
+
+
 @contextlib.contextmanager
-def _node(place: Path) -> Iterator[tuple[Daemon, dict[str, str]]]:
-    """A running node and its URLs; at the end it, its runner and its jobs are gone."""
+def _swarm(place: Path, count: int) -> Iterator[list[Member]]:
+    """Running nodes that know each other; at the end they, their runners and jobs are gone."""
+    members: list[Member] = []
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
-    ports = {surface: _documented_or_any(surface) for surface in DOCUMENTED_PORTS}
+    try:
+        for number in range(1, count + 1):
+            data_dir = place if count == 1 else place / f"demo-{number}"
+            join = _mesh_address(members[0].daemon) if members else None
+            members.append(_node(data_dir, number, join))
+        yield members
+    finally:
+        _end([(member.daemon, member.child) for member in members])
+
+
+def _mesh_address(daemon: Daemon) -> str:
+    (node,) = [n for n in daemon.get("/api/v1/nodes")["nodes"] if n["name"] == "demo-1"]
+    return str(node["mesh"][0])
+
+
+def _settle(daemon: Daemon, count: int) -> None:
+    """Until all are there, and as many vote as will."""
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        nodes = daemon.get("/api/v1/status")["nodes"]
+        voters = sum(node["role"] == "voter" for node in nodes)
+        if len(nodes) == count and voters >= min(count, VOTERS):
+            return
+        time.sleep(0.1)
+
+
+def _node(place: Path, number: int, join: str | None) -> Member:
+    """A node that runs. Whoever asked for it ends it."""
+    place.mkdir(mode=0o700, parents=True, exist_ok=True)
+    name, address = f"demo-{number}", f"127.0.0.{number}"
+    ports = {surface: _documented_or_any(surface, address) for surface in DOCUMENTED_PORTS}
     while True:
-        child = _start(place, ports)
+        child = _start(place, _settings(name, address, ports, join))
         daemon = Daemon(place)
         try:
-            urls = _Listener(child).wait_ready()
-            break
+            return Member(name, daemon, _Listener(child).wait_ready(), child)
         except PortLost as lost:
             _wait_or_kill(child)
             if not ports.get(lost.surface):
                 raise
             # Free when it was looked at, and taken since. Any port cannot be, so this comes to an
             # end with the last surface.
-            _tell_moved(lost.surface)
+            _tell_moved(lost.surface, address)
             ports[lost.surface] = ANY_PORT
         except BaseException:
-            _end(daemon, child)
+            _end([(daemon, child)])
             raise
-    try:
-        yield daemon, urls
-    finally:
-        _end(daemon, child)
 
 
-def _start(place: Path, ports: dict[str, int]) -> subprocess.Popen[str]:
+def _start(place: Path, text: str) -> subprocess.Popen[str]:
     settings = place / "demo.toml"
-    settings.write_text(_settings(ports))
+    settings.write_text(text)
     kept = {k: v for k, v in os.environ.items() if not k.startswith("SWARMD_") and k != "ADMIN_KEY"}
     return subprocess.Popen(
         [*_ourselves(), "up", "--data-dir", str(place), "--config", str(settings)],
@@ -147,26 +184,29 @@ def _ourselves() -> list[str]:
     return [sys.executable] if bundled else [sys.executable, "-m", "swarmd"]
 
 
-def _documented_or_any(surface: str) -> int:
+def _documented_or_any(surface: str, address: str) -> int:
     """The documented port, or any that is free where that is taken."""
     port = DOCUMENTED_PORTS[surface]
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((ADDRESS, port))
+            probe.bind((address, port))
         except OSError:
-            _tell_moved(surface)
+            _tell_moved(surface, address)
             return ANY_PORT
     return port
 
 
-def _tell_moved(surface: str) -> None:
-    tell(f"port {DOCUMENTED_PORTS[surface]} is taken: {surface} moves to a free one")
+def _tell_moved(surface: str, address: str) -> None:
+    port = DOCUMENTED_PORTS[surface]
+    tell(f"port {port} of {address} is taken: {surface} moves to a free one")
 
 
-def _settings(ports: dict[str, int]) -> str:
-    lines = ["[node]", 'name = "demo-1"', f'bind = ["{ADDRESS}"]', "[log]", 'level = "warning"',
+def _settings(name: str, address: str, ports: dict[str, int], join: str | None) -> str:
+    lines = ["[node]", f'name = "{name}"', f'bind = ["{address}"]', "[log]", 'level = "warning"',
              "[mesh]", f"port = {ANY_PORT}"]  # fmt: skip
+    if join is not None:
+        lines.append(f'join = ["{join}"]')
     for surface, port in ports.items():
         lines += [f"[surfaces.{surface}]", f"port = {port}"]
     return "\n".join(lines) + "\n"
@@ -226,13 +266,15 @@ def _run_sample(daemon: Daemon) -> dict[str, Any]:
     return job
 
 
-def _tell_all(place: Path, urls: dict[str, str], job: dict[str, Any], *, temporary: bool) -> None:
+def _tell_all(members: list[Member], job: dict[str, Any], *, temporary: bool) -> None:
     show.emit_table(
-        ["NODE", "SURFACE", "URL"], [["demo-1", surface, url] for surface, url in urls.items()]
+        ["NODE", "SURFACE", "URL"],
+        [[m.name, surface, url] for m in members for surface, url in m.urls.items()],
     )
     click.echo(f"\njob {job['id']} {job.get('status')} on {job.get('node')}, its output:")
     click.echo(f"  {show.printable((job.get('stdout') or '').strip())}\n")
     if not temporary or sys.stdout.isatty():
+        place = members[0].daemon.data_dir
         click.echo(f"try:  swarmd --help;  export SWARMD_DATA_DIR={place};  swarmd status\n")
 
 
@@ -243,13 +285,15 @@ def _wait_for_end(daemon: Daemon) -> None:
     tell("the node has ended")
 
 
-def _end(daemon: Daemon, child: subprocess.Popen[str]) -> None:
-    """In its own time, which is bounded."""
+def _end(nodes: list[tuple[Daemon, subprocess.Popen[str]]]) -> None:
+    """All at once, in their own time, which is bounded."""
     for number in _ENDS:
         signal.signal(number, signal.SIG_IGN)
-    if not _told_to_stop(daemon, child):
-        child.terminate()
-    _wait_or_kill(child)
+    for daemon, child in nodes:
+        if not _told_to_stop(daemon, child):
+            child.terminate()
+    for _, child in nodes:
+        _wait_or_kill(child)
 
 
 def _told_to_stop(daemon: Daemon, child: subprocess.Popen[str]) -> bool:
