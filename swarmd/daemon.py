@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
 import trio
 
@@ -63,17 +63,27 @@ def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]
 
 async def _main(config: Config) -> None:
     manager = take_notifier(os.environ, os.getpid())
+    opening, opened = trio.CancelScope(), list[RunningNode]()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async with open_node(config) as node:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_stop_on_signal, signals, node)
-                if manager.watchdog_s is not None:
-                    nursery.start_soon(_watchdog, manager, manager.watchdog_s / 2)
-                nursery.start_soon(_announce, manager, node, config)
-                await node.stopping.wait()
-                nursery.cancel_scope.cancel()
-            manager.tell(STOPPING)
-            log.info("stopping", extra={"jobs": "ended too" if node.end_jobs else "left running"})
+        async with trio.open_nursery() as around:
+            around.start_soon(_stop_on_signal, signals, opening, opened)
+            with opening:
+                async with open_node(config) as node:
+                    opened.append(node)
+                    await _run(node, manager, config)
+            around.cancel_scope.cancel()
+
+
+async def _run(node: RunningNode, manager: Notifier, config: Config) -> None:
+    """Until it is told to stop."""
+    async with trio.open_nursery() as nursery:
+        if manager.watchdog_s is not None:
+            nursery.start_soon(_watchdog, manager, manager.watchdog_s / 2)
+        nursery.start_soon(_announce, manager, node, config)
+        await node.stopping.wait()
+        nursery.cancel_scope.cancel()
+    manager.tell(STOPPING)
+    log.info("stopping", extra={"jobs": "ended too" if node.end_jobs else "left running"})
 
 
 async def _announce(manager: Notifier, node: RunningNode, config: Config) -> None:
@@ -86,10 +96,15 @@ async def _announce(manager: Notifier, node: RunningNode, config: Config) -> Non
     gc.freeze()
 
 
-async def _stop_on_signal(signals: AsyncIterator[int], node: RunningNode) -> None:
+async def _stop_on_signal(
+    signals: AsyncIterator[int], opening: trio.CancelScope, opened: Sequence[RunningNode]
+) -> None:
     async for number in signals:
         log.info("told to stop", extra={"signal": signal.Signals(number).name})
-        node.stop(False)
+        if opened:
+            opened[0].stop(False)
+        else:
+            opening.cancel()  # it may wait for somebody who takes it in, for as long as it takes
 
 
 async def _watchdog(manager: Notifier, every_s: float) -> None:

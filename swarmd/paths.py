@@ -5,12 +5,15 @@ The data directory is entered by its owner alone; that is the authority of the s
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import socket
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
-from swarmd.domain.errors import Invalid
+from swarmd.domain.errors import Conflict, Invalid, Unavailable
 
 CONFIG_FILE = "swarmd.toml"
 SYSTEM_CONFIG_FILE = Path("/etc/swarmd") / CONFIG_FILE
@@ -98,3 +101,32 @@ def make_data_dir(data_dir: Path) -> None:
             f"the data directory {data_dir} cannot be made: {problem.strerror};"
             " choose another with --data-dir or SWARMD_DATA_DIR"
         ) from problem
+
+
+@contextmanager
+def claimed(data_dir: Path) -> Iterator[None]:
+    """The data directory, made where it is not there and held against a second daemon."""
+    make_data_dir(data_dir)
+    try:
+        if os.geteuid() == 0:
+            # Jobs of another account pass through it to their own directories; none can list it.
+            data_dir.chmod(0o711)
+        fd = os.open(data_dir / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Unavailable(
+            f"the data directory {data_dir} cannot be used: {error.strerror}; choose another with"
+            " --data-dir or SWARMD_DATA_DIR"
+        ) from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno != errno.EWOULDBLOCK:
+                raise
+            raise Conflict(
+                f"another swarmd runs on {data_dir}; see `swarmd status`, or choose another with"
+                " --data-dir"
+            ) from None
+        yield
+    finally:
+        os.close(fd)

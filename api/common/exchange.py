@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import trio
 
+from api.common.consistency import STALENESS
 from api.common.metrics import OTHER
 from api.common.surface import Response
 from api.common.wire import ChunkedReader, Head, RawHeaders, render_head
@@ -63,6 +64,22 @@ class Exchange:
         self._held_length = 0
         self._framed = ""
         self._left_to_send = 0
+        self._is_local = False
+        self._stale_ms: int | None = None
+
+    def answer_locally(self, stale_ms: int | None) -> None:
+        """This node's replica answers alone; so old it was when the request came, where known."""
+        self._is_local, self._stale_ms = True, stale_ms
+
+    def staleness(self) -> RawHeaders:
+        """What the answer says of its age. The time since the request came counts: what is read
+        while it is worked on is no older than that."""
+        if not self._is_local:
+            return []
+        if self._stale_ms is None:
+            return [(STALENESS, b"unknown")]
+        taken_ms = int((trio.current_time() - self.started) * 1000)
+        return [(STALENESS, b"%d" % (self._stale_ms + taken_ms))]
 
     # -- places ---------------------------------------------------------------------------------
 
@@ -244,6 +261,7 @@ class Exchange:
             headers.append((b"Connection", b"close"))
         elif self.head.minor == 0:
             headers.append((b"Connection", b"keep-alive"))
+        headers += self.staleness()
         return render_head(status, [*headers, *self.connection.common_headers()])
 
     # -- ASGI -----------------------------------------------------------------------------------

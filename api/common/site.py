@@ -16,6 +16,7 @@ import trio
 
 from api.common import auth
 from api.common.connection import Connection
+from api.common.consistency import wants_local
 from api.common.exchange import ClientGone, Exchange
 from api.common.faults import BadRequest, MethodNotAllowed
 from api.common.load import Load
@@ -24,6 +25,7 @@ from api.common.streams import current_exchange
 from api.common.surface import HotRoute, Request, Response, Router, Surface
 from api.common.websocket import serve_websocket
 from api.common.wire import RawHeaders
+from swarmd.cluster.handle import local_reads
 from swarmd.domain.actors import Actor
 from swarmd.domain.errors import SwarmError
 
@@ -95,12 +97,24 @@ class Site:
 
     async def _route(self, connection: Connection, exchange: Exchange) -> None:
         head = exchange.head
-        method = head.method
         raw_path, _, query = head.target.partition(b"?")
-        probe = method in ("GET", "HEAD") and raw_path.decode("ascii") in self.surface.probes
+        probe = head.method in ("GET", "HEAD") and raw_path.decode("ascii") in self.surface.probes
         actor = connection.guard.admit(head, connection.peer, probe=probe)
         auth.set_actor(actor)
         current_exchange.set(exchange)
+        if not wants_local(head):
+            await self._admitted(connection, exchange, actor, raw_path, query)
+            return
+        exchange.answer_locally(self.surface.staleness_ms())
+        with local_reads():
+            await self._admitted(connection, exchange, actor, raw_path, query)
+
+    async def _admitted(
+        self, connection: Connection, exchange: Exchange, actor: Actor, raw_path: bytes,
+        query: bytes,
+    ) -> None:  # fmt: skip
+        head = exchange.head
+        method = head.method
         if head.upgrade and self.quart is not None and self.quart.has_websocket(raw_path):
             exchange.endpoint, _ = self.quart.match("GET", raw_path, websocket=True)
             exchange.become_stream()

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 QUERY_FIELDS_MAX = 100
+RETRY_AFTER_S = 1
+"""Elections are over by then, as a rule, and a start or a stop has gone on."""
 JOIN_BYTES_MAX = 512 * 1024
 """Up to here copying a body together is not worth a thread."""
 
@@ -178,6 +180,8 @@ class Envelope:
         headers: Headers = ()
         if isinstance(error, Busy):
             headers = (("Retry-After", str(error.retry_after_s)),)
+        elif status == 503:
+            headers = (("Retry-After", str(RETRY_AFTER_S)),)
         elif isinstance(error, MethodNotAllowed):
             headers = (("Allow", error.allow),)
         elif isinstance(error, Unauthorized):
@@ -213,6 +217,8 @@ class Surface:
     body_limits: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """(method, Quart rule such as `/api/v1/jobs/<job_id>/complete`) to a bound of its own."""
     metrics: RequestMetrics | None = None
+    staleness_ms: Callable[[], int | None] = lambda: None
+    """How far what is behind the surface may be behind the swarm; None: nobody knows."""
 
     @property
     def setting(self) -> str:

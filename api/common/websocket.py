@@ -139,7 +139,8 @@ class _Bridge:
     async def _on_event(self, event: events.Event) -> None:
         if isinstance(event, events.Response):
             self._exchange.status = event.status_code
-            headers: RawHeaders = [*event.headers, *self._connection.common_headers()]
+            headers: RawHeaders = [*event.headers, *self._exchange.staleness()]
+            headers += self._connection.common_headers()
             if event.status_code != 101 and not any(n.lower() == b"connection" for n, _ in headers):
                 headers.append((b"Connection", b"close"))
             await self._write(render_head(event.status_code, headers))

@@ -27,4 +27,5 @@ def surface(
         hosts=hosts,
         origins=origins,
         probes=frozenset({f"{API}/health"}),
+        staleness_ms=console.cluster.staleness_ms,
     )

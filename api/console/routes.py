@@ -11,11 +11,13 @@ import trio
 from api.common.streams import shielded, stream_answer
 from api.common.surface import HotRoute, Request, Response, json_answer
 from api.common.texts import answer_with_texts
+from api.console import raft
 from api.console.shapes import JobIn, JobOut, Json, StopIn, read_body
 from swarmd.cluster.handle import Cluster
-from swarmd.domain.errors import Forbidden, Invalid
+from swarmd.domain.errors import Invalid
 from swarmd.domain.jobs import Job, JobFilter, JobId, JobKind, JobStatus
 from swarmd.ops import blobs, explain, jobs, logs, outputs, swarm, waiting
+from swarmd.ops.raft import Copies
 
 API = "/api/v1"
 SPEC_BODY_BYTES_MAX = 512 * 1024
@@ -32,6 +34,7 @@ class Console:
     stop: Callable[[bool], None]
     admin_key: Callable[[], str | None]
     blob_bytes_max: int
+    copies: Copies
 
 
 async def health(console: Console, request: Request) -> Response:
@@ -117,13 +120,13 @@ async def explain_job(console: Console, request: Request) -> Response:
 
 
 async def read_logs(console: Console, request: Request) -> Response:
-    job = await jobs.find(console.cluster, _id(request))
     stream = request.arg("stream") or "both"
     if stream not in ("stdout", "stderr", "both"):
         raise Invalid("stream must be stdout, stderr or both", field="stream")
     follow = (request.arg("follow") or "0").lower() in ("1", "true", "yes")
+    found = await logs.find(console.cluster, _id(request))
     return stream_answer(
-        logs.stream_bytes(console.cluster, job.id, stream, follow=follow),  # type: ignore[arg-type]
+        logs.stream_bytes(console.cluster, found, stream, follow=follow),  # type: ignore[arg-type]
         headers=(("X-Content-Type-Options", "nosniff"),),
     )
 
@@ -146,20 +149,15 @@ async def show_config(console: Console, request: Request) -> Response:
 
 
 async def admin_key(console: Console, request: Request) -> Response:
-    _local_only(request)
+    raft.local_only(request)
     return json_answer({"admin_key": console.admin_key()})
 
 
 async def stop(console: Console, request: Request) -> Response:
-    _local_only(request)
+    raft.local_only(request)
     asked = await read_body(StopIn, await request.body())
     console.stop(asked.jobs)
     return json_answer({"stopping": True, "jobs": asked.jobs}, 202)
-
-
-def _local_only(request: Request) -> None:
-    if request.actor.name != "local":
-        raise Forbidden("this is answered on the node's own socket alone; use the command line")
 
 
 def _id(request: Request) -> JobId:
@@ -187,6 +185,7 @@ class Route:
     template: str
     answer: Callable[[Console, Request], Awaitable[Response]]
     body_bytes_max: int | None = None
+    timeout_s: float | None = -1.0
 
 
 ROUTES = (
@@ -204,6 +203,10 @@ ROUTES = (
     Route("GET", f"{API}/config", show_config),
     Route("GET", f"{API}/admin-key", admin_key),
     Route("POST", f"{API}/stop", stop),
+    Route("GET", f"{API}/raft", raft.status),
+    Route("POST", f"{API}/raft/transfer", raft.transfer),
+    # To copy and check a large state takes what it takes; one at a time is let in.
+    Route("GET", f"{API}/raft/snapshot", raft.snapshot, timeout_s=None),
 )
 
 
@@ -217,5 +220,5 @@ def hot_routes(console: Console) -> tuple[HotRoute, ...]:
     )  # fmt: skip
     return (
         upload,
-        *(HotRoute(r.method, r.template, bound(r), r.body_bytes_max) for r in ROUTES),
+        *(HotRoute(r.method, r.template, bound(r), r.body_bytes_max, r.timeout_s) for r in ROUTES),
     )

@@ -63,6 +63,10 @@ class StopIn(Body):
     jobs: bool = False
 
 
+class TransferIn(Body):
+    node: str | None = None
+
+
 class NeedsIn(Body):
     cpus: float | None = None
     memory: int | str | None = None

@@ -37,5 +37,6 @@ def surface(
         hosts=hosts,
         origins=origins,
         probes=frozenset({f"{API}/health"}),
+        staleness_ms=cluster.staleness_ms,
         metrics=metrics,
     )

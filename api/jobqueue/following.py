@@ -14,15 +14,14 @@ from quart_trio import QuartTrio
 
 from api.jobqueue.requests import LogsWanted, known_form
 from swarmd.cluster.handle import Cluster
-from swarmd.domain.jobs import JobId
-from swarmd.ops import jobs, logs
+from swarmd.ops import logs
 
 ENDED = 1000
 
 
-def tail(cluster: Cluster, job_id: JobId, wanted: LogsWanted) -> AsyncGenerator[bytes, None]:
+def tail(cluster: Cluster, found: logs.Found, wanted: LogsWanted) -> AsyncGenerator[bytes, None]:
     return logs.stream_bytes(
-        cluster, job_id, wanted.stream, follow=wanted.follow, from_byte=wanted.from_byte
+        cluster, found, wanted.stream, follow=wanted.follow, from_byte=wanted.from_byte
     )
 
 
@@ -34,22 +33,22 @@ def make_app(cluster: Cluster) -> QuartTrio:
     async def follow_logs(id: str) -> None:
         job_id = known_form(id)
         wanted = LogsWanted.of(websocket.args, follow="true")
-        await jobs.find(cluster, job_id)  # an unknown job refuses the handshake
+        found = await logs.find(cluster, job_id)  # an unknown job refuses the handshake
         await websocket.accept()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_ignore_messages)
-            await _send_all(cluster, job_id, wanted)
+            await _send_all(cluster, found, wanted)
             nursery.cancel_scope.cancel()
         await websocket.close(ENDED)
 
     return app
 
 
-async def _send_all(cluster: Cluster, job_id: JobId, wanted: LogsWanted) -> None:
+async def _send_all(cluster: Cluster, found: logs.Found, wanted: LogsWanted) -> None:
     # A character may be cut in two by the end of a chunk; the decoder keeps its first half.
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     async with logs.tail(
-        cluster, job_id, stream=wanted.stream, follow=wanted.follow, from_byte=wanted.from_byte
+        cluster, found, stream=wanted.stream, follow=wanted.follow, from_byte=wanted.from_byte
     ) as chunks:
         async for chunk in chunks:
             if text := decoder.decode(chunk):

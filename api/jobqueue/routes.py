@@ -15,7 +15,14 @@ import trio
 from api.common.bodies import read_json, read_json_array
 from api.common.metrics import RequestMetrics
 from api.common.streams import shielded, stream_answer
-from api.common.surface import Handler, HotRoute, Request, Response, json_answer
+from api.common.surface import (
+    RETRY_AFTER_S,
+    Handler,
+    HotRoute,
+    Request,
+    Response,
+    json_answer,
+)
 from api.common.texts import answer_with_texts
 from api.jobqueue.envelope import ENVELOPE
 from api.jobqueue.following import tail
@@ -48,7 +55,7 @@ from api.jobqueue.shapes import (
 from swarmd.cluster.handle import Cluster
 from swarmd.domain.errors import Invalid, SwarmError
 from swarmd.domain.jobs import BULK_JOBS_MAX, Job, JobSpec
-from swarmd.ops import explain, jobs, outputs, stats, swarm
+from swarmd.ops import explain, jobs, logs, outputs, stats, swarm
 
 API = "/api/v1"
 SUBMIT_BYTES_MAX = 1024 * 1024
@@ -124,9 +131,11 @@ async def submit_many(queue: Queue, request: Request) -> Response:
     if len(refusals) < len(answers):
         return json_answer(answers, 201)
     # Nothing came of it: the client's fault, unless the node could take none of them just now.
-    status = 503 if all(ENVELOPE.status_of(r) == 503 for r in refusals) else 400
     said = f"all {len(refusals)} jobs were refused; the first: {refusals[0].message}"
-    return json_answer(Failure(said, {"rejected": answers}), status)
+    failure = Failure(said, {"rejected": answers})
+    if all(ENVELOPE.status_of(refusal) == 503 for refusal in refusals):
+        return json_answer(failure, 503, (("Retry-After", str(RETRY_AFTER_S)),))
+    return json_answer(failure, 400)
 
 
 def _spec_or_refusal(asked: JobIn | SwarmError) -> JobSpec | SwarmError:
@@ -242,8 +251,9 @@ async def _finish(
 async def read_logs(queue: Queue, request: Request) -> Response:
     job_id = known_form(request.params["id"])
     wanted = LogsWanted.of(_query(request))
-    await jobs.find(queue.cluster, job_id)  # so that an unknown job is 404, not a broken stream
-    return stream_answer(tail(queue.cluster, job_id, wanted))
+    # Found first, so that an unknown job is 404, not a broken stream.
+    found = await logs.find(queue.cluster, job_id)
+    return stream_answer(tail(queue.cluster, found, wanted))
 
 
 async def explain_job(queue: Queue, request: Request) -> Response:

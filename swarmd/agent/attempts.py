@@ -102,12 +102,16 @@ class Attempts:
         self.directories = Directories(root, self._forget_logs)
 
     async def drain(self) -> None:
-        """End what runs here and wait until the swarm knows; start nothing more."""
+        """End what runs here and, where anybody leads, wait until the swarm knows; start nothing
+        more."""
         self._closing = True
         await self._runner.stop(None, grace_s=self._settings.grace_s)
         while self._held.keys() - set(self._waiting):
+            if not self.busy and self._cluster.leadership().leader is None:
+                return  # nobody can be told: the runner keeps the ends for the next start
             self._let_go_of = trio.Event()
-            await self._let_go_of.wait()
+            with trio.move_on_after(LEADERLESS_S):
+                await self._let_go_of.wait()
 
     @property
     def busy(self) -> int:

@@ -75,11 +75,16 @@ class Daemon:
     def stream(self, path: str, query: Query | None = None) -> Iterator[bytes]:
         """The body as it comes, until the daemon ends it. A stream may rest as long as it likes."""
         with self._answer("GET", path, None, {}, None, query or {}) as answer:
-            try:
-                while chunk := answer.read1(STREAM_CHUNK_BYTES):
-                    yield chunk
-            except (OSError, http.client.HTTPException) as problem:
-                raise Refused("the daemon went away in the middle of its answer") from problem
+            yield from _pieces(answer)
+
+    @contextlib.contextmanager
+    def download(
+        self, path: str, timeout_s: float
+    ) -> Iterator[tuple[Mapping[str, str], Iterator[bytes]]]:
+        """The answer's headers, by their names in lower case, and its body as it comes. The daemon
+        may take `timeout_s` for the headers, and for each piece."""
+        with self._answer("GET", path, None, {}, timeout_s, {}) as answer:
+            yield {name.lower(): value for name, value in answer.getheaders()}, _pieces(answer)
 
     def pid(self) -> int | None:
         """The process that listens at the socket; None where it cannot be told."""
@@ -198,6 +203,16 @@ def _user(uid: int) -> str:
         return pwd.getpwuid(uid).pw_name
     except KeyError:
         return f"user {uid}"
+
+
+def _pieces(answer: http.client.HTTPResponse) -> Iterator[bytes]:
+    try:
+        while chunk := answer.read1(STREAM_CHUNK_BYTES):
+            yield chunk
+    except (OSError, http.client.HTTPException) as problem:
+        raise Refused("the daemon went away in the middle of its answer") from problem
+    if answer.length:  # of which a read that ends too early does not complain
+        raise Refused("the daemon went away in the middle of its answer")
 
 
 def _read(answer: http.client.HTTPResponse) -> bytes:

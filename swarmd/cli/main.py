@@ -17,7 +17,7 @@ from swarmd.domain.errors import SwarmError
 COMMANDS: dict[str, tuple[str, str]] = {
     "up": ("node", "Run one node in the foreground."),
     "down": ("node", "Stop the node; its jobs go on unless told otherwise."),
-    "demo": ("demo", "Try it: a node of its own, a sample job, nothing left behind."),
+    "demo": ("demo", "Try it: a swarm of its own, a sample job, nothing left behind."),
     "status": ("swarm", "The swarm as this node sees it."),
     "nodes": ("swarm", "Every node with what it offers and what it is used for."),
     "jobs": ("jobs", "Jobs, the newest first."),
@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "logs": ("jobs", "What a job wrote."),
     "cancel": ("jobs", "End a job, whether it waits or runs."),
     "explain": ("jobs", "Why a job waits, node by node."),
+    "raft": ("raft", "The swarm's log: its standing, who leads, backup and restore."),
     "admin-key": ("swarm", "The key that protected surfaces ask for."),
     "config": ("about", "Every setting in force, and where it came from."),
     "version": ("about", "The version of this program."),

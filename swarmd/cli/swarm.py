@@ -32,6 +32,7 @@ def status(as_json: bool, wait_s: float | None, data_dir: Path | None) -> int:
         click.echo(f"cluster  {show.printable(seen.get('cluster_id'))}")
         click.echo(f"leader   {show.printable(seen.get('leader') or 'none is known')}")
         click.echo(f"term     {show.printable(seen.get('term'))}")
+        click.echo(f"standing {show.printable(seen.get('standing'))}")
         nodes = seen.get("nodes", [])
         rows = [[n.get(key) for key in ("name", "address", "status", "role")] for n in nodes]
         show.emit_table(["NODE", "ADDRESS", "STATUS", "ROLE"], rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -76,16 +76,15 @@ class Feed:
     def __init__(self) -> None:
         self._subscribers: dict[trio.MemorySendChannel[Event], Wants | None] = {}
 
-    def publish(self, events: Iterable[Event]) -> None:
-        for event in events:
-            for channel, wants in list(self._subscribers.items()):
-                if wants is not None and not wants(event):
-                    continue
-                try:
-                    channel.send_nowait(event)
-                except (trio.WouldBlock, trio.BrokenResourceError):
-                    del self._subscribers[channel]
-                    channel.close()
+    def publish(self, events: Sequence[Event]) -> None:
+        for channel, wants in list(self._subscribers.items()):
+            try:
+                for event in events:
+                    if wants is None or wants(event):
+                        channel.send_nowait(event)
+            except (trio.WouldBlock, trio.BrokenResourceError):
+                del self._subscribers[channel]
+                channel.close()
 
     def cut_off(self) -> None:
         """Events were left out: everyone watches again from where it was."""

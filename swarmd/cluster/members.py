@@ -25,6 +25,7 @@ JOIN = "join"
 CHANGE_S_MAX = 10.0
 AGAIN_S = 1.0
 HAND_OVER_S_MAX = 3.0
+LINK_LOOK_S = 0.02
 JOIN_TIMEOUT_S = 15.0
 JOIN_AGAIN_S = 0.25
 REDIRECTS_MAX = 5
@@ -161,26 +162,43 @@ class Members:
             if to is None or to == holder.leadership().leader:
                 return
             raise Unavailable("this node leads no longer; ask the one that does")
-        voters = [v for v in self.view().voters if v != holder.node.id]
-        if to is None:
-            progress = self.view().progress
-            alive = [
-                v for v in voters
-                if v in progress and progress[v].active and self._wires.linked(v)
-            ]  # fmt: skip
-            if not alive:
-                return
-            to = max(alive, key=lambda v: (progress[v].match, v))
-        elif to == holder.node.id:
+        if to == holder.node.id:
             return
-        elif to not in voters:
+        if to is not None and to not in self.view().voters:
             raise Conflict("only a voter can lead", node_id=to)
-        self._consensus.transfer(raft_id_of(to))
         with trio.move_on_after(HAND_OVER_S_MAX):
-            while (seen := holder.leadership()).leader in (holder.node.id, None):
-                await holder.leadership_changed(seen)
-            return
+            while (chosen := to or self._next_leader()) is not None:
+                if await self._taken_over(chosen):
+                    return
+                if to is not None:
+                    break
+            else:
+                return  # nobody is there who could
         raise Unavailable("the other node did not take over in time; this one leads on")
+
+    def _next_leader(self) -> NodeId | None:
+        """Of the voters that are there, the one that is furthest."""
+        view = self.view()
+        there = [
+            voter
+            for voter in view.voters
+            if voter != self._holder.node.id
+            and voter in view.progress
+            and view.progress[voter].active
+            and self._wires.linked(voter)
+        ]
+        return max(there, key=lambda v: (view.progress[v].match, v), default=None)
+
+    async def _taken_over(self, to: NodeId) -> bool:
+        """False: it went away before it could."""
+        holder = self._holder
+        self._consensus.transfer(raft_id_of(to))
+        while (seen := holder.leadership()).leader in (holder.node.id, None):
+            with trio.move_on_after(LINK_LOOK_S):
+                await holder.leadership_changed(seen)
+            if not self._wires.linked(to):
+                return False
+        return True
 
 
 async def ask_to_join(wires: Wires, seeds: tuple[str, ...], node: Node) -> Joined:
@@ -199,7 +217,9 @@ async def ask_to_join(wires: Wires, seeds: tuple[str, ...], node: Node) -> Joine
             except Refused as refused:
                 reason = refused.message
                 if refused.code == Conflict.code:
-                    raise Conflict(f"{address} does not take this node in: {reason}") from None
+                    raise Conflict(
+                        f"{address} does not take this node in: {reason}", **refused.facts
+                    ) from None
                 if refused.code == "not_leader":
                     waiting = [str(a) for a in _listed(refused.facts.get("mesh"))] + waiting
             except WireError as error:

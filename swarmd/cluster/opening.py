@@ -17,10 +17,10 @@ from mesh.consensus import Consensus, Rng, Timing, core_config
 from mesh.raft import ConfState, HardState, RawNode, Snapshot, SnapshotMeta
 from mesh.wal import RaftLog, find_put_back
 from mesh.wal_errors import LogBusy
-from mesh.wires import Wires
+from mesh.wires import WireError, Wires
 from swarmd.cluster.members import ask_to_join
 from swarmd.cluster.numbers import raft_id_of
-from swarmd.cluster.replica import INSTALLING, Replica, ReplicaSettings
+from swarmd.cluster.replica import INSTALLING, PING, Replica, ReplicaSettings
 from swarmd.cluster.snapshots import InThread, Snapshots, decode_conf, encode_conf
 from swarmd.domain.actors import SYSTEM
 from swarmd.domain.errors import Busy, Unavailable
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 CLUSTER_ID = "cluster_id"
 BOOT = "boot"
 AGAIN_S = 0.5
+SEED_TIMEOUT_S = 5.0
 FOUNDED_INDEX = 1
 """Where the log of a swarm begins that was founded with nothing."""
 
@@ -109,6 +110,8 @@ async def open_replica(
         if conf.voters == (me,) and not conf.learners:
             consensus.campaign()  # nobody else can: there is nothing to wait for
         nursery.start_soon(_introduce, replica)
+        if join and not told:
+            nursery.start_soon(_compare, replica, wires, tuple(join))
         nursery.start_soon(_compact, raft_log, store, settings)
         try:
             yield replica
@@ -147,12 +150,18 @@ async def _standing(
     me, place = raft_id_of(node.id), store.place
     voters = () if place.conf is None else decode_conf(place.conf).voters
     fresh_log = raft_log.last_index() == 0 and raft_log.hard_state == HardState()
-    if fresh_log and place.conf is None and join:
+    empty = raft_log.last_index() == 0 and place.conf is None
+    if empty and join:  # also where an earlier start ended between being taken in and the copy
         joined = await ask_to_join(wires, join, node)
         log.info("joined", extra={"cluster_id": joined.cluster_id})
         return joined.cluster_id, {str(n): a for n, a in joined.members}
     if fresh_log and (place.conf is None or voters == (me,)):
         await _found(me, raft_log, store)
+    elif empty:
+        raise Unavailable(
+            "this node was taken into a swarm and has nothing of it yet: start it with mesh.join"
+            " (--join) as before, or move the data directory away for a swarm of its own"
+        )
     elif fresh_log:
         raise Unavailable(
             "the log raft.db is gone, and with it what this node promised to the other voters."
@@ -162,7 +171,9 @@ async def _standing(
         beginning = raft_log.compacted
         if place.index == 0 and beginning.index == FOUNDED_INDEX:
             # The state is gone, and the log goes back to the first day: it makes it anew.
-            log.warning("the state is made anew from the log", extra={"upto": raft_log.last_index()})
+            log.warning(
+                "the state is made anew from the log", extra={"upto": raft_log.last_index()}
+            )
             place = await _begin(store, beginning)
         found = find_put_back(raft_log, applied_index=place.index, applied_term=place.term or None)
         if found is not None:
@@ -211,6 +222,23 @@ async def _introduce(replica: Replica) -> None:
         except (Busy, Unavailable) as refusal:
             log.debug("not introduced yet", extra={"reason": refusal.message})
             await trio.sleep(AGAIN_S)
+
+
+async def _compare(replica: Replica, wires: Wires, seeds: tuple[str, ...]) -> None:
+    """Say so where this node, being of a swarm, is told to join those of another: it stays."""
+    await replica.introduced.wait()
+    for seed in seeds:
+        try:
+            _, theirs = await wires.call_address(seed, PING, b"", SEED_TIMEOUT_S)
+        except WireError as error:
+            log.info("a node to join was not reached", extra={"seed": seed, "reason": str(error)})
+            continue
+        if theirs.decode(errors="replace") not in ("", replica.cluster_id):
+            log.warning(
+                "this node is of a swarm already and does not join another; a new one does, with"
+                " a data directory of its own",
+                extra={"seed": seed, "cluster_id": replica.cluster_id},
+            )
 
 
 async def _compact(raft_log: RaftLog, store: StateStore, settings: OpeningSettings) -> None:

@@ -26,7 +26,7 @@ from mesh.wires import Refused, WireError, Wires
 from swarmd.cluster.asks import ANSWERS as ASK_ANSWERS
 from swarmd.cluster.asks import AnyAsk, HandOver, ReadClock, ReadLogView
 from swarmd.cluster.channels import open_channel, refusal_of, serve_channel
-from swarmd.cluster.feed import Feed, Subscription
+from swarmd.cluster.feed import Feed, FellBehind, Subscription
 from swarmd.cluster.handle import (
     Ask,
     BlobPort,
@@ -68,6 +68,7 @@ log = logging.getLogger(__name__)
 ASK = "ask"
 PING = "ping"
 LINK_LOOK_S = 1.0
+NOT_NOW = "the node does not answer this at present: it leads no longer, or not yet"
 INSTALLING = "installing"
 """The log's fact: the index of a copy that is being put in the state's place."""
 BATCH_BYTES_MAX = 200 * 1024
@@ -186,8 +187,14 @@ class Replica:
     ) -> AsyncIterator[Event]:
         while after < upto:
             events = await self._store.read(ListEvents(after))
-            if not events:
-                return
+            if not events or events[0].seq != after + 1:
+                oldest = events[0].seq if events else upto + 1
+                raise FellBehind(
+                    f"events from {after + 1} on are no longer kept, the oldest is {oldest}: begin"
+                    " anew from the state",
+                    after=after,
+                    oldest=oldest,
+                )
             for event in events:
                 if event.seq > upto:
                     return
@@ -202,7 +209,7 @@ class Replica:
         if node_id == self.node.id:
             answer = self._answers.get(type(request))
             if answer is None:
-                raise NotFound("the node does not answer this", request=type(request).__name__)
+                raise Unavailable(NOT_NOW, request=type(request).__name__)
             value: T = await answer(request)
             return value
         if node_id not in self.members:
@@ -223,7 +230,7 @@ class Replica:
             raise Refused("invalid", f"this version knows no such ask: {error}") from None
         answer = self._answers.get(type(request))
         if answer is None:
-            raise Refused(NotFound.code, "the node does not answer this")
+            raise Refused(Unavailable.code, NOT_NOW)
         try:
             return _encode(await answer(request))
         except SwarmError as refusal:
@@ -368,17 +375,17 @@ class Replica:
         self._store.submit(slots, place, applied)
 
     def _publish(self, applied: Sequence[Applied]) -> None:
-        for outcome in applied:
-            if not outcome.events:
-                continue
-            self._last_event_seq = outcome.events[-1].seq
-            for event in outcome.events:
-                body = event.body
-                if isinstance(body, NodeChanged) or (
-                    isinstance(body, SettingChanged) and body.key == VERSION_KEY
-                ):
-                    self._members_stale.set()
-            self._feed.publish(outcome.events)
+        events = [event for outcome in applied for event in outcome.events]
+        if not events:
+            return
+        self._last_event_seq = events[-1].seq
+        for event in events:
+            body = event.body
+            if isinstance(body, NodeChanged) or (
+                isinstance(body, SettingChanged) and body.key == VERSION_KEY
+            ):
+                self._members_stale.set()
+        self._feed.publish(events)
 
     def _wake_applied(self) -> None:
         while self._applied_waits and self._applied_waits[0][0] <= self._applied:

@@ -75,7 +75,9 @@ async def stream_bytes(
 ) -> AsyncGenerator[bytes, None]:
     """The same as a generator, for an answer that is sent while it comes."""
     try:
-        async with tail(cluster, found, stream=stream, follow=follow, from_byte=from_byte) as chunks:
+        async with tail(
+            cluster, found, stream=stream, follow=follow, from_byte=from_byte
+        ) as chunks:
             async for chunk in chunks:
                 yield chunk
     except BaseExceptionGroup as group:

@@ -8,6 +8,7 @@ from swarmd.cluster.handle import Cluster, local_reads
 from swarmd.domain.actors import SYSTEM
 from swarmd.domain.errors import SwarmError
 from swarmd.domain.nodes import Node, Usage
+from swarmd.ops import raft
 from swarmd.state.commands import PutSetting
 from swarmd.state.queries import GetSetting, GetStanding, ListNodes, UsageOf
 
@@ -45,6 +46,8 @@ class SwarmStatus(msgspec.Struct, frozen=True):
     leader: str | None
     term: int
     nodes: tuple[NodeView, ...]
+    standing: str
+    """In words: whether writes can go on, and what would stop them."""
 
 
 async def health(cluster: Cluster) -> Health:
@@ -68,7 +71,8 @@ async def status(cluster: Cluster) -> SwarmStatus:
     names = {node.id: node.name for node in nodes}
     leader = None if leadership.leader is None else names.get(leadership.leader)
     views = tuple(_view(cluster, node, used[node.id]) for node in nodes)
-    return SwarmStatus(cluster.cluster_id, leader, leadership.term, views)
+    words = raft.standing(cluster)
+    return SwarmStatus(cluster.cluster_id, leader, leadership.term, views, words)
 
 
 def _view(cluster: Cluster, node: Node, used: Usage) -> NodeView:
