@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TypeVar
 
 import trio
 
 from swarmd.agent.blobs import BlobStore
 from swarmd.cluster.feed import FellBehind
 from swarmd.cluster.handle import Cluster
+from swarmd.domain.actors import SYSTEM
 from swarmd.domain.errors import SwarmError
 from swarmd.domain.events import BlobsDropped, Event
-from swarmd.state.queries import FindBlob
+from swarmd.state.commands import AddBlob
+from swarmd.state.queries import FindBlob, ListHolders
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 AGAIN_S = 1.0
 SWEEP_PAGE = 500
@@ -41,10 +48,14 @@ async def drop_unneeded(cluster: Cluster, store: BlobStore) -> None:
 
 
 async def _is_known(cluster: Cluster, sha256: str) -> bool:
+    return await _patiently(partial(cluster.read, FindBlob(sha256))) is not None
+
+
+async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
     """Asked of the swarm, for as long as it takes: this node's replica may be behind."""
     while True:
         try:
-            return await cluster.read(FindBlob(sha256)) is not None
+            return await work()
         except SwarmError as refusal:
             log.debug("blobs are not tidied now", extra={"reason": refusal.message})
             await trio.sleep(AGAIN_S)
@@ -56,6 +67,14 @@ async def _sweep(cluster: Cluster, store: BlobStore, fresh: set[str]) -> None:
     after = ""
     while page := await store.list_blobs(after=after, limit=SWEEP_PAGE):
         for info in page:
-            if info.sha256 not in fresh and not await _is_known(cluster, info.sha256):
+            if info.sha256 in fresh:
+                continue
+            if not await _is_known(cluster, info.sha256):
                 await store.delete(info.sha256)
+                continue
+            holders = await _patiently(partial(cluster.read, ListHolders(info.sha256)))
+            if cluster.node.id not in holders:
+                # A restored swarm knows of the blob, and not that this node has it.
+                held = AddBlob(info.sha256, info.size_bytes, cluster.node.id)
+                await _patiently(partial(cluster.propose, held, SYSTEM))
         after = page[-1].sha256
