@@ -6,13 +6,14 @@ WORKERS ?= auto
 TESTS  ?= tests
 # How long `make soak` goes on.
 KILLS  ?= 50
+LEADER_KILLS ?= 100
 FUZZ_S ?= 300
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench soak lock clean
+.PHONY: help run test check format bench soak mutants lock clean
 
 help:
 	@echo 'make run     a node of its own with a sample job, in a virtual environment'
@@ -21,6 +22,7 @@ help:
 	@echo 'make format  put the code into its one form'
 	@echo 'make bench   the benchmarks, as tables'
 	@echo 'make soak    the long tests: kills at random times, fifty of them'
+	@echo 'make mutants planted bugs, each of which a test must see; writes docs/mutants.md'
 	@echo 'make lock    resolve the dependencies anew into the lock files'
 	@echo 'make clean   remove the virtual environment and what was built'
 
@@ -48,6 +50,12 @@ bench: $(VENV)/.dev
 soak: $(VENV)/.dev
 	SWARMD_SOAK_KILLS=$(KILLS) SWARMD_FUZZ_S=$(FUZZ_S) $(BIN)/python -m pytest \
 	  -o faulthandler_timeout=7200 tests/e2e/test_kill9.py tests/e2e/test_fuzz.py
+	SWARMD_SOAK_KILLS=$(LEADER_KILLS) $(BIN)/python -m pytest -rP \
+	  -o faulthandler_timeout=7200 tests/e2e/test_failover.py
+
+# In copies of the tree, as many at once as there are processors; it takes some minutes.
+mutants: $(VENV)/.dev
+	$(BIN)/python -m tests.mutants
 
 # Without download addresses: an installer asks the index that it is set up for.
 LOCK := --quiet --upgrade --strip-extras --generate-hashes --allow-unsafe --no-header \

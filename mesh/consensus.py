@@ -26,6 +26,7 @@ from mesh.raft import (
     ConfState,
     Entry,
     EntryKind,
+    HardState,
     LogLost,
     Message,
     MessageKind,
@@ -43,6 +44,11 @@ from mesh.wal_errors import LogBusy
 from mesh.wires import Refused, Wires
 
 log = logging.getLogger(__name__)
+
+FULL_LOG_PAUSE_S = 0.05
+CAMPAIGN_WAITS = ((0, 1), (1, 3), (2, 6))
+"""Before each campaign against a leader that is gone for certain, in jitters: those who stand at
+once share the votes, and need not wait for the timer to stand again."""
 
 
 class Rng(Protocol):
@@ -79,7 +85,7 @@ class Timing:
     probe_timeout_s: float = 0.3
     """For a fresh connection to a leader whose stream broke."""
     jitter_s: float = 0.1
-    """Before a follower campaigns whose leader is gone for certain."""
+    """Before a follower campaigns whose leader is gone for certain, at most; see CAMPAIGN_WAITS."""
     read_again_s: float = 0.5
     """A read whose confirmation was lost is asked for again."""
 
@@ -114,6 +120,10 @@ class Consensus:
         self._names: dict[int, str] = {}
         self._appends: deque[Message] = deque()
         self._installing = False
+        self._writing = 0
+        """Writes that the log has not finished."""
+        self._lagging: HardState | None = None
+        """A commit index that the log was not told of yet."""
         self._standing = (0, 0)
         self.term_began = 0
         """On the leader: what must be applied before it knows all that was acknowledged."""
@@ -124,6 +134,7 @@ class Consensus:
         self._read_prefix = raft_id.to_bytes(8, "big") + boot.to_bytes(8, "big")
         self._read_number = 0
         self._suspecting = False
+        self._led = trio.Event()
         self._broken: BaseException | None = None
 
     # What others ask of it.
@@ -164,7 +175,7 @@ class Consensus:
     def propose(self, data: Sequence[bytes]) -> None:
         """Into the leader's log, in this order. ProposalDropped: none of it."""
         self._node.propose(*data)
-        self._wake.set()
+        self._work()
 
     def propose_change(self, change: AnyChange) -> None:
         self._node.propose_conf_change(change)
@@ -190,6 +201,8 @@ class Consensus:
     def _ask_reads(self) -> None:
         """One read is under way at a time; those who come meanwhile share the next, because theirs
         must begin after them. One that was lost is asked for again."""
+        if self.leads and not self._knows_committed():
+            return  # what it commits wakes us
         now = trio.current_time()
         if self._flying is None:
             self._flying, self._gathering = self._gathering, None
@@ -205,6 +218,12 @@ class Consensus:
         except ReadDropped:
             self._flying.asked_at = -math.inf
 
+    def _knows_committed(self) -> bool:
+        """As a leader: it has committed an entry of its term. The core asks for that too, but not
+        of one that is the only voter, whose commit index may have lagged when the power went."""
+        standing = (self._core.term, self._core.lead)
+        return standing == self._standing and self._core.log.committed >= self.term_began
+
     # The task.
 
     async def run(self, application: Application) -> None:
@@ -212,13 +231,16 @@ class Consensus:
         self._application = application
         self._wires.handle_message(self._receive)
         self._wires.on_link(self._link_changed)
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            nursery.start_soon(self._tick)
-            while True:
-                self._work()
-                await self._wake.wait()
-                self._wake = trio.Event()
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                nursery.start_soon(self._tick)
+                while True:
+                    self._work()
+                    await self._wake.wait()
+                    self._wake = trio.Event()
+        finally:
+            self._suspecting = True  # the wires live longer, and go on telling of links
 
     async def _tick(self) -> None:
         """Ticks that were missed are dropped: a burst of them would depose a leader for nothing."""
@@ -254,7 +276,18 @@ class Consensus:
             self._broken = lost
         if message.sender == self._core.lead:
             self.heard_at = trio.current_time()
-        self._wake.set()
+        self._wake_if_due()
+
+    def _wake_if_due(self) -> None:
+        """Each turn of the task is a turn of the loop: it is not woken for nothing."""
+        if not self._wake.is_set() and (
+            self._broken is not None
+            or self._appends
+            or self._flying is not None
+            or self._gathering is not None
+            or self._node.has_ready()
+        ):
+            self._wake.set()
 
     def _work(self) -> None:
         """Everything that the core wants by now."""
@@ -279,6 +312,8 @@ class Consensus:
         standing = (self._core.term, self._core.lead)
         if standing != self._standing:
             self._standing = standing
+            if standing[1] != NOBODY:
+                self._led.set()
             self.term_began = node.status().last_index if self.leads else 0
             if self._flying is not None:
                 self._flying.asked_at = -math.inf
@@ -310,17 +345,42 @@ class Consensus:
                 self._installing = True
                 self._nursery.start_soon(self._install, message, message.snapshot)
                 return
-            stored = partial(self._stored, message)
+            if not self._writing and not message.entries and self._may_lag(message.hard_state):
+                self._lagging = message.hard_state or self._lagging
+                self._stored(message)
+                continue
+            written = partial(self._written, message)
+            hard_state = message.hard_state or self._lagging
             try:
-                self._log.append(message.entries, message.hard_state, on_done=stored)
+                self._log.append(message.entries, hard_state, on_done=written)
             except LogBusy:  # each write that ends wakes us
                 self._appends.appendleft(message)
                 return
+            self._writing += 1
+            self._lagging = None
+
+    def _may_lag(self, state: HardState | None) -> bool:
+        """Nothing of it has to be on disk: a commit index is a hint, and goes with the next write.
+        So, with no write under way, what waits for it need not wait for the log's thread."""
+        if state is None:
+            return True
+        durable = self._log.hard_state
+        return (state.term, state.vote) == (durable.term, durable.vote)
+
+    def _written(self, message: Message) -> None:
+        self._writing -= 1
+        self._stored(message)
 
     async def _install(self, message: Message, snapshot: Snapshot) -> None:
         async def restore_log() -> None:
-            ticket = self._log.append(message.entries, message.hard_state, snapshot.meta)
-            await ticket.wait()
+            while True:
+                try:
+                    ticket = self._log.append(message.entries, message.hard_state, snapshot.meta)
+                except LogBusy:
+                    await trio.sleep(FULL_LOG_PAUSE_S)
+                    continue
+                await ticket.wait()
+                return
 
         self._conf = snapshot.meta.conf_state
         await self._application.install(snapshot, restore_log)
@@ -333,7 +393,7 @@ class Consensus:
                 self.step(response)
             else:
                 self._send(response)
-        self._wake.set()
+        self._wake_if_due()
 
     def _apply(self, message: Message) -> None:
         conf: ConfState | None = None
@@ -379,8 +439,14 @@ class Consensus:
                 return
             self._node.forget_leader()
             self._wake.set()
-            await trio.sleep(self._rng.uniform(0, self._timing.jitter_s))
-            if self._core.lead == NOBODY:
+            self._led = trio.Event()
+            for shortest, longest in CAMPAIGN_WAITS:
+                term, jitter_s = self._core.term, self._timing.jitter_s
+                with trio.move_on_after(self._rng.uniform(shortest * jitter_s, longest * jitter_s)):
+                    await self._led.wait()
+                    return
+                if self._core.term != term and self._core.vote not in (NOBODY, self.raft_id):
+                    continue  # it has this node's vote: let it win
                 log.info("the leader is gone: this node campaigns", extra={"leader": peer})
                 self._node.campaign()
                 self._wake.set()

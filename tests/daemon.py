@@ -17,11 +17,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+LOOPBACK = "127.0.0.1"
 READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
 SURFACES = {"jobqueue": 8080, "console": 8470}
@@ -49,16 +50,19 @@ class Daemon:
     stderr_path: Path
     _drain: threading.Thread
     _ready: threading.Event = field(default_factory=threading.Event)
+    address: str = LOOPBACK
 
     def url(self, surface: str = "jobqueue") -> str:
-        return f"http://127.0.0.1:{self.ports[surface]}"
+        return f"http://{self.address}:{self.ports[surface]}"
 
     def request(
         self, method: str, path: str, body: object = None, *, surface: str = "jobqueue",
         headers: Mapping[str, str] | None = None, timeout_s: float = 20.0,
     ) -> Response:  # fmt: skip
         """One request on a connection of its own; a body that is not bytes is sent as JSON."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.ports[surface], timeout=timeout_s)
+        connection = http.client.HTTPConnection(
+            self.address, self.ports[surface], timeout=timeout_s
+        )
         raw = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         sent = {"Content-Type": "application/json"} if raw is not None else {}
         with contextlib.closing(connection):
@@ -127,6 +131,7 @@ def start_daemon(
         config = directory / "swarmd.toml"
         config.write_text(_toml(merged))
         daemon = _launch(data_dir, config, ports, environment or {})
+        daemon.address = _bound(merged)
         deadline = time.monotonic() + READY_TIMEOUT_S
         while time.monotonic() < deadline:
             if daemon._ready.wait(0.05):
@@ -141,18 +146,25 @@ def start_daemon(
     raise AssertionError("unreachable")
 
 
-def free_ports(names: Mapping[str, int]) -> dict[str, int]:
-    """Ports that nobody holds now. Below those that the kernel gives to whoever asks for any, so
-    that hardly anybody comes to hold one before it is used."""
+def _bound(settings: Mapping[str, Mapping[str, object]]) -> str:
+    """The first address that the daemon is told to bind."""
+    binds = settings.get("node", {}).get("bind", [LOOPBACK])
+    assert isinstance(binds, list)
+    return str(binds[0])
+
+
+def free_ports(names: Mapping[str, int], addresses: Sequence[str] = (LOOPBACK,)) -> dict[str, int]:
+    """Ports that nobody holds now, at any of the addresses. Below those that the kernel gives to
+    whoever asks for any, so that hardly anybody comes to hold one before it is used."""
     with contextlib.ExitStack() as held:
         ports: dict[str, int] = {}
         for _ in range(_PORT_TRIES_MAX):
             if len(ports) == len(names):
                 return ports
             port = random.randrange(20_000, 32_000)
-            sock = held.enter_context(socket.socket())
             with contextlib.suppress(OSError):
-                sock.bind(("127.0.0.1", port))
+                for address in addresses:
+                    held.enter_context(socket.socket()).bind((address, port))
                 ports[list(names)[len(ports)]] = port
     raise AssertionError("no free ports found")
 

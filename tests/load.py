@@ -1,4 +1,4 @@
-"""Load for a daemon that may be killed at any moment, and memory of every answer it gave.
+"""Load for daemons that may be killed at any moment, and memory of every answer they gave.
 
 A client believes what was acknowledged and nothing else: what was not answered is asked again
 under the same idempotency key, or forgotten where it has none.
@@ -8,15 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+Place = tuple[str, int]
+"""Address and port of a job queue."""
 TICK_S = 0.1
 PAUSE_S = 0.02
 INSIDE = "node.labels.lane!=outside"
@@ -39,10 +42,11 @@ class Lost(Exception):
 
 
 class Client:
-    """One kept connection, made anew after each loss."""
+    """One kept connection, made anew after each loss: to the next of the places then."""
 
-    def __init__(self, port: int) -> None:
-        self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
+    def __init__(self, places: Sequence[Place]) -> None:
+        self._places = itertools.cycle(places)
+        self._connection = http.client.HTTPConnection(*next(self._places), timeout=20)
 
     def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         raw = None if body is None else json.dumps(body).encode()
@@ -52,6 +56,7 @@ class Client:
             data = answer.read()
         except (OSError, http.client.HTTPException) as error:
             self._connection.close()
+            self._connection.host, self._connection.port = next(self._places)
             raise Lost(repr(error)) from error
         return answer.status, json.loads(data) if data else None
 
@@ -60,10 +65,14 @@ class Client:
 
 
 class Load:
-    """Threads that submit, claim and complete until they are told to stop."""
+    """Threads that submit, claim and complete until they are told to stop. Each begins at another
+    of the places, where there are several."""
 
-    def __init__(self, port: int, trace: Path, blobs: dict[Path, str], seed: int) -> None:
-        self._port = port
+    def __init__(
+        self, places: Sequence[Place], trace: Path, blobs: dict[Path, str], seed: int
+    ) -> None:
+        self._places = places
+        self._begun = 0
         self._trace = trace
         self._blobs = blobs
         self._seed = seed
@@ -126,6 +135,10 @@ class Load:
                 thread.join(30)
                 assert not thread.is_alive(), f"{thread.name} hangs"
 
+    def write(self, client: Client, token: str) -> bool:
+        """One job that somebody outside is to do, asked for until it is acknowledged."""
+        return self._submit_keyed(client, self._job("outside", token, keyed=True), token)
+
     def stop_submitting(self) -> None:
         self._submitting.clear()
 
@@ -134,10 +147,13 @@ class Load:
         going: threading.Event | None = None,
     ) -> threading.Thread:  # fmt: skip
         going = going or self._submitting
+        first = self._begun % len(self._places)
+        self._begun += 1
+        places = [*self._places[first:], *self._places[:first]]
 
         def run() -> None:
             rng = random.Random(f"{self._seed}-{name}")
-            client = Client(self._port)
+            client = Client(places)
             number = 0
             with contextlib.closing(client):
                 while going.is_set():
@@ -163,12 +179,13 @@ class Load:
         self._submit_keyed(client, self._job("trace", token, rng.randint(5, 20), keyed=True), token)
         time.sleep(every_s)
 
-    def _submit_keyed(self, client: Client, job: dict[str, Any], token: str) -> None:
+    def _submit_keyed(self, client: Client, job: dict[str, Any], token: str) -> bool:
         status, answer = self._until_answered(client, "POST", "/api/v1/jobs", job)
         if status == 201:
-            self._acknowledge(answer["id"], token)
+            self.acknowledge(answer["id"], token)
         elif status is not None and status != 503:
             self._problem(f"submit was answered {status}: {answer}")
+        return status == 201
 
     def _submit_bulk(self, client: Client, rng: random.Random, token: str) -> None:
         """Without keys: when the answer is lost, so is the wish, but never the half of a job."""
@@ -179,7 +196,7 @@ class Load:
         if status == 201:
             for one, its_token in zip(answer, tokens, strict=True):
                 if "id" in one:
-                    self._acknowledge(one["id"], its_token)
+                    self.acknowledge(one["id"], its_token)
                 else:
                     self._problem(f"an element was refused: {one}")
         elif status != 503:
@@ -189,32 +206,34 @@ class Load:
     def _work_outside(self, client: Client, rng: random.Random, name: str) -> None:
         """Claim, beat, complete: what an executor of someone else's does."""
         executor = name.rpartition("-")[0]
-        body = {"executor_id": executor, "labels": {"lane": "outside"}}
-        held = None
+        claim = {"executor_id": executor, "labels": {"lane": "outside"}}
+        said: int | None
         try:
-            status, job = client.ask("POST", "/api/v1/jobs/claim", body)
-            if status not in (200, 204, 503):
-                self._problem(f"claim was answered {status}: {job}")
-            held = job["id"] if status == 200 else None
+            said, job = client.ask("POST", "/api/v1/jobs/claim", claim)
         except Lost:
-            # The claim may have counted: whoever works on asks what it holds.
             self._lost()
+            said, job = 503, None
+        if said not in (200, 204, 503):
+            self._problem(f"claim was answered {said}: {job}")
+        held = job["id"] if said == 200 else None
+        if said == 503:
+            # The claim may have counted: whoever works on asks what it holds.
             held = self._held_by(client, executor)
         if held is None:
             time.sleep(2 * PAUSE_S)
             return
         path = f"/api/v1/jobs/{held}"
-        status, answer = self._until_answered(client, "PUT", f"{path}/heartbeat", body)
-        if status not in (None, 200, 503):
-            self._problem(f"heartbeat of {held} was answered {status}: {answer}")
+        said, answer = self._until_answered(client, "PUT", f"{path}/heartbeat", claim)
+        if said not in (None, 200, 503):
+            self._problem(f"heartbeat of {held} was answered {said}: {answer}")
         time.sleep(rng.choice((0, 0, 0, 0.05, 0.2)))
         body = {"executor_id": executor, "exit_code": 0, "stdout": f"{executor} did {held}"}
-        status, answer = self._until_answered(client, "PUT", f"{path}/complete", body)
-        if status == 200:
+        said, answer = self._until_answered(client, "PUT", f"{path}/complete", body)
+        if said == 200:
             with self._lock:
                 self.completed.add(held)
-        elif status is not None:
-            self._problem(f"complete of {held} was answered {status}: {answer}")
+        elif said is not None:
+            self._problem(f"complete of {held} was answered {said}: {answer}")
 
     def _held_by(self, client: Client, executor: str) -> str | None:
         status, rows = self._until_answered(
@@ -249,7 +268,7 @@ class Load:
 
     # -- memory --------------------------------------------------------------------------------
 
-    def _acknowledge(self, job_id: str, token: str) -> None:
+    def acknowledge(self, job_id: str, token: str) -> None:
         with self._lock:
             self.acknowledged[job_id] = token
 

@@ -1,6 +1,7 @@
 """Reads by ReadIndex: the leader names an index, once it is sure that it still leads.
 
-Before it has committed an entry of its own term a leader does not know what is committed.
+Before it has committed an entry of its own term a leader does not know what is committed, and be
+it the only voter: how far the log was committed is on no disk for certain.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from mesh.raft.types import NOBODY
 def on_read_as_leader(core: Core, message: Message) -> None:
     if not message.context:
         raise MessageRefused(f"a read of node {message.sender} has no context")
-    if core.alone:
+    if core.alone and _committed_in_own_term(core):
         _answer(core, message, core.log.committed)
     elif len(core.reads) >= core.config.max_pending_reads:
         if core.trace is not None:
@@ -72,7 +73,7 @@ def confirm(core: Core, message: Message) -> None:
 
 
 def _begin(core: Core, message: Message) -> None:
-    if core.config.read_only is ReadOnly.LEASE:
+    if core.alone or core.config.read_only is ReadOnly.LEASE:
         _answer(core, message, core.log.committed)
         return
     core.reads.add(message, core.log.committed)

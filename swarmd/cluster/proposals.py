@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
@@ -32,6 +32,8 @@ FORWARD_REQUESTS_MAX = 512
 FORWARD_BYTES_MAX = 400_000
 FORWARDS_MAX = 16
 RETRY_S = 0.05
+_NOT_TAKEN = frozenset({Busy.code, Unavailable.code, "unknown_method"})
+"""Refusals that come before anything is in a log."""
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,38 @@ class _Pending:
     raw: msgspec.Raw
     command: type[Any]
     term: int | None
-    done: trio.Event = field(default_factory=trio.Event)
+    deadline: float
+    done: bool = False
+    waiter: trio.lowlevel.Task | None = None
     value: Any = None
     refusal: SwarmError | None = None
-    sent: bool = False
+    told: bool = False
+    """Some leader may have it in its log."""
+    on_way: int = 0
+    """Calls that carry it and have not come back."""
+
+    @property
+    def maybe_done(self) -> bool:
+        return self.told or self.on_way > 0
+
+    async def wait(self) -> None:
+        """For one task. Its deadline is kept by `Proposals`: an event and a cancel scope for each
+        request cost more than all else that is done for it here."""
+        if self.done:
+            await trio.lowlevel.checkpoint()
+            return
+        self.waiter = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(self._leave)
+
+    def settle(self, value: Any, refusal: SwarmError | None) -> None:
+        self.done, self.value, self.refusal = True, value, refusal
+        if self.waiter is not None:
+            trio.lowlevel.reschedule(self.waiter)
+            self.waiter = None
+
+    def _leave(self, _: object) -> trio.lowlevel.Abort:
+        self.waiter = None
+        return trio.lowlevel.Abort.SUCCEEDED
 
 
 class Proposals:
@@ -83,19 +113,17 @@ class Proposals:
         self._unsent: deque[_Pending] = deque()
         self._wake = trio.Event()
         self._forwards = trio.Semaphore(FORWARDS_MAX)
+        self._forwarding: dict[trio.CancelScope, NodeId] = {}
 
     async def put(self, command: Command[Any], actor: Actor) -> Any:
         """Wait until it is applied here; answer its value or raise its refusal."""
         request = self._begin(command, actor)
         try:
-            with trio.move_on_after(self._settings.wait_s_max):
-                await request.done.wait()
+            await request.wait()
         finally:
             self._pending.pop(request.id.seq, None)
         if request.refusal is not None:
             raise request.refusal
-        if not request.done.is_set():
-            raise self._given_up(request)
         return request.value
 
     def _begin(self, command: Command[Any], actor: Actor) -> _Pending:
@@ -120,7 +148,8 @@ class Proposals:
                 bytes_max=ENTRY_BYTES_MAX,
             )
         self._last_seq = seq
-        request = _Pending(request_id, msgspec.Raw(data), type(command), term)
+        deadline = trio.current_time() + self._settings.wait_s_max
+        request = _Pending(request_id, msgspec.Raw(data), type(command), term, deadline)
         self._pending[seq] = request
         self._unsent.append(request)
         self._wake.set()
@@ -129,7 +158,7 @@ class Proposals:
     def _given_up(self, request: _Pending) -> Unavailable:
         leader = self._entering.leadership().leader
         why = "nobody leads the swarm at present" if leader is None else "the swarm does not answer"
-        if not request.sent:
+        if not request.maybe_done:
             return Unavailable(f"{why}: nothing was changed; try again later")
         return Unavailable(f"{why}: whether this was done is not known; look before you try again")
 
@@ -159,36 +188,54 @@ class Proposals:
                 self._settle(pending, None, refusal)
 
     def _settle(self, pending: _Pending, value: Any, refusal: SwarmError | None) -> None:
-        pending.value, pending.refusal = value, refusal
-        pending.done.set()
         self._pending.pop(pending.id.seq, None)
+        if not pending.done:
+            pending.settle(value, refusal)
 
     def leader_changed(self) -> None:
-        """What an earlier leader was told may be lost with it: all of it is sent again."""
+        """What an earlier leader was told may be lost with it: all of it is sent again. Nobody
+        waits for the answer of one that leads no longer."""
         leadership = self._entering.leadership()
         for pending in list(self._pending.values()):
             if pending.term not in (None, leadership.term):
-                refusal = Conflict("this node leads no longer", term=pending.term)
-                self._settle(pending, None, refusal)
+                self._settle(pending, None, _deposed(pending))
         self._unsent = deque(self._pending.values())
+        for scope, leader in self._forwarding.items():
+            if leader != leadership.leader:
+                scope.cancel()
         self._wake.set()
 
     async def run(self) -> None:
         """Hand requests over as they come, those that came together at once."""
         async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._keep_deadlines)
             while True:
                 await self._wake.wait()
                 self._wake = trio.Event()
                 while self._unsent:
-                    leadership = self._entering.leadership()
-                    if leadership.leader is None:
+                    leader = self._entering.leadership().leader
+                    if leader is None:
                         break  # whoever is elected wakes us
-                    batch = self._take()
-                    if leadership.leader == self._me:
-                        self._enter(nursery, batch)
+                    if leader == self._me:
+                        self._enter(nursery, self._take())
+                        continue
+                    await self._forwards.acquire()
+                    if self._unsent and leader == self._entering.leadership().leader:
+                        nursery.start_soon(self._forward, nursery, leader, self._take())
                     else:
-                        await self._forwards.acquire()
-                        nursery.start_soon(self._forward, nursery, leadership.leader, batch)
+                        self._forwards.release()
+
+    async def _keep_deadlines(self) -> None:
+        """All wait equally long: the first that came is the first whose time is over."""
+        while True:
+            now = trio.current_time()
+            due = now + self._settings.wait_s_max
+            for pending in list(self._pending.values()):
+                if pending.deadline > now:
+                    due = pending.deadline
+                    break
+                self._settle(pending, None, self._given_up(pending))
+            await trio.sleep_until(due)
 
     def _take(self) -> list[_Pending]:
         taken: list[_Pending] = []
@@ -205,34 +252,55 @@ class Proposals:
         try:
             self._entering.enter([pending.raw for pending in batch])
             for pending in batch:
-                pending.sent = True
+                pending.told = True
         except Busy as busy:
-            self._refuse(batch, busy)
+            self._refuse(nursery, batch, busy)
         except Unavailable:
             nursery.start_soon(self._again, batch)
 
     async def _forward(self, nursery: trio.Nursery, leader: NodeId, batch: list[_Pending]) -> None:
-        try:
-            body = _encode([pending.raw for pending in batch])
-            for pending in batch:
-                pending.sent = True
-            await self._wires.call(leader, METHOD, body, self._settings.forward_timeout_s)
-        except Refused as refused:
-            if refused.code == Busy.code:
-                self._refuse(batch, Busy(refused.message))
-            else:
+        with trio.CancelScope() as scope:
+            self._forwarding[scope] = leader
+            try:
+                refusal = await self._tell(leader, batch)
+            finally:
+                del self._forwarding[scope]
+                self._forwards.release()
+            if isinstance(refusal, Busy):
+                self._refuse(nursery, batch, refusal)
+            elif refusal is not None:
                 nursery.start_soon(self._again, batch)
-        except WireError as error:
-            if not error.handed_over:
-                for pending in batch:
-                    pending.sent = False
-            nursery.start_soon(self._again, batch)
-        finally:
-            self._forwards.release()
 
-    def _refuse(self, batch: list[_Pending], busy: Busy) -> None:
+    async def _tell(self, leader: NodeId, batch: list[_Pending]) -> Busy | WireError | None:
+        body = _encode([pending.raw for pending in batch])
         for pending in batch:
-            self._settle(pending, None, Busy(busy.message, retry_after_s=busy.retry_after_s))
+            pending.on_way += 1
+        told = True
+        try:
+            await self._wires.call(leader, METHOD, body, self._settings.forward_timeout_s)
+            return None
+        except Refused as refused:
+            told = refused.code not in _NOT_TAKEN
+            return Busy(refused.message) if refused.code == Busy.code else refused
+        except WireError as error:
+            told = error.handed_over
+            return error
+        finally:
+            for pending in batch:
+                pending.on_way -= 1
+                pending.told = pending.told or told
+
+    def _refuse(self, nursery: trio.Nursery, batch: list[_Pending], busy: Busy) -> None:
+        """Busy says that nothing was done: not to those that an earlier leader may have taken."""
+        unknown: list[_Pending] = []
+        for pending in batch:
+            if pending.maybe_done:
+                unknown.append(pending)
+            else:
+                refusal = Busy(busy.message, retry_after_s=busy.retry_after_s)
+                self._settle(pending, None, refusal)
+        if unknown:
+            nursery.start_soon(self._again, unknown)
 
     async def _again(self, batch: list[_Pending]) -> None:
         await trio.sleep(RETRY_S)
@@ -240,6 +308,15 @@ class Proposals:
         already = set(map(id, self._unsent))
         self._unsent.extendleft(p for p in reversed(waiting) if id(p) not in already)
         self._wake.set()
+
+
+def _deposed(pending: _Pending) -> SwarmError:
+    if not pending.maybe_done:
+        return Conflict("this node leads no longer", term=pending.term)
+    return Unavailable(
+        "this node leads no longer: whether this was done is not known; look before you try again",
+        term=pending.term,
+    )
 
 
 def serve_forwarded(entering: Entering, wires: Wires) -> None:

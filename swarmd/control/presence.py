@@ -37,8 +37,12 @@ class Presence:
         self._jobs[job.id] = trio.current_time()
         self._seen(ask.executor)
 
-    def note(self, event: Event) -> None:
+    @staticmethod
+    def concerns(event: Event) -> bool:
         """A claim is a sign of life too."""
+        return isinstance(event.body, JobAssigned) and event.body.external
+
+    def note(self, event: Event) -> None:
         body = event.body
         if isinstance(body, JobAssigned) and body.external:
             self._jobs[body.job_id] = trio.current_time()

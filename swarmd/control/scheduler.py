@@ -35,6 +35,7 @@ AHEAD_S = 0.2
 RATE_WINDOW_S = 0.5
 ASSIGNMENTS_MAX = 200
 _WAKES = (JobSubmitted, JobReady, JobRequeued, JobRetrying, JobEnded, AttemptStopped, NodeChanged)
+_NOTED = (*_WAKES, JobAssigned)
 
 
 class Pace:
@@ -102,7 +103,7 @@ async def schedule(cluster: Cluster, term: int) -> None:
     after: int | None = None
     while True:
         try:
-            async with cluster.watch(after=after) as events:
+            async with cluster.watch(after=after, wants=_concerns) as events:
                 await _place_all(cluster, term, pace)
                 async for event in events:
                     woken = _note(pace, event)
@@ -113,6 +114,10 @@ async def schedule(cluster: Cluster, term: int) -> None:
         except FellBehind:
             # What was missed is in the state that is read next; what was counted is not to be kept.
             after, pace = None, Pace()
+
+
+def _concerns(event: Event) -> bool:
+    return isinstance(event.body, _NOTED)
 
 
 def _note(pace: Pace, event: Event) -> bool:

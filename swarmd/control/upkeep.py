@@ -92,7 +92,7 @@ async def listen(cluster: Cluster, presence: Presence) -> None:
     """Feed claims to the presence; what was missed is granted its silence anew."""
     while True:
         try:
-            async with cluster.watch() as events:
+            async with cluster.watch(wants=presence.concerns) as events:
                 async for event in events:
                     presence.note(event)
         except FellBehind:

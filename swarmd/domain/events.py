@@ -9,7 +9,7 @@ from swarmd.domain.actors import Actor
 from swarmd.domain.jobs import AttemptId, GroupId, JobId, JobKind, JobStatus, NodeId
 
 
-class Body(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+class Body(msgspec.Struct, frozen=True, tag=True, omit_defaults=True, gc=False):
     pass
 
 
@@ -115,7 +115,7 @@ EventBody = (
 )
 
 
-class Event(msgspec.Struct, frozen=True):
+class Event(msgspec.Struct, frozen=True, gc=False):
     seq: int
     at: int
     index: int

@@ -225,7 +225,7 @@ class RequestId(msgspec.Struct, frozen=True, array_like=True, gc=False):
     seq: int
 
 
-class Request(msgspec.Struct, frozen=True, array_like=True):
+class Request(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A command on its way: what a node hands to the leader, and what the log holds."""
 
     id: RequestId
@@ -240,7 +240,7 @@ class Batch(msgspec.Struct, frozen=True, array_like=True):
     requests: tuple[Request, ...]
 
 
-class Entry(msgspec.Struct, frozen=True):
+class Entry(msgspec.Struct, frozen=True, gc=False):
     """A command in its place: several of one batch share an index. `at` never goes backwards."""
 
     index: int
@@ -271,6 +271,9 @@ ANSWERS: dict[type[Any], Any] = {
     RaiseVersion: int,
 }
 """What each command answers, for an answer that has to be read back from the state."""
+
+ONE_BY_ONE: frozenset[type[Any]] = frozenset({SubmitJobs, CancelJobs})
+"""Those that answer a job or a refusal for each of their elements."""
 
 VERSION = 1
 """The newest version of the machine that this program can apply."""

@@ -40,6 +40,10 @@ RULES: dict[type[Any], Callable[[Tx, Any], Any]] = {
 }
 
 
+UNREFUSED = frozenset({c.SubmitJobs, c.PutSetting, c.AddBlob})
+"""Commands that are never refused as a whole: there is nothing to go back to, so no savepoint."""
+
+
 @dataclass(slots=True)
 class Applied:
     """What became of one entry: a value or a refusal, and the events it made. A repeated request
@@ -111,6 +115,17 @@ class Machine:
         except SwarmError as refusal:
             return Applied(request, None, refusal, [])
         mark = tx.begin(entry)
+        kind = type(command)
+        if kind in UNREFUSED:
+            outcome = Applied(request, RULES[kind](tx, command), None, tx.keep())
+        else:
+            outcome = self._try_one(tx, entry, mark)
+        if request is not None:
+            requests.note(request, outcome.value, outcome.refusal)
+        return outcome
+
+    def _try_one(self, tx: Tx, entry: c.Entry, mark: int) -> Applied:
+        command, request = entry.command, entry.request
         tx.execute("SAVEPOINT entry")
         try:
             term = getattr(command, "term", None)
@@ -121,13 +136,9 @@ class Machine:
             tx.execute("ROLLBACK TO entry")
             tx.execute("RELEASE entry")
             tx.undo(mark)
-            outcome = Applied(request, None, refused, [])
-        else:
-            tx.execute("RELEASE entry")
-            outcome = Applied(request, value, None, tx.keep())
-        if request is not None:
-            requests.note(request, outcome.value, outcome.refusal)
-        return outcome
+            return Applied(request, None, refused, [])
+        tx.execute("RELEASE entry")
+        return Applied(request, value, None, tx.keep())
 
 
 def read_meta(conn: sqlite3.Connection, key: str, default: Any) -> Any:

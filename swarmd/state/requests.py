@@ -6,13 +6,16 @@ answered long ago, or whoever asked is gone."""
 from __future__ import annotations
 
 import sqlite3
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from swarmd.domain.errors import ALL_ERRORS, Conflict, SwarmError, Unavailable
-from swarmd.state.commands import ANSWERS, RequestId
+from swarmd.domain.jobs import Job
+from swarmd.state.commands import ANSWERS, ONE_BY_ONE, Refusal, RequestId
+from swarmd.state.tx import insert_rows
 
 REMEMBERED_MAX = 4096
 OUTCOME_BYTES_MAX = 4096
@@ -31,15 +34,20 @@ class _Kept(msgspec.Struct, array_like=True):
 
 
 class _Session:
-    __slots__ = ("boot", "floor", "gathered", "next_place", "places")
+    __slots__ = ("boot", "floor", "gathered", "known", "next_place", "order")
 
     def __init__(self, boot: int, floor: int, next_place: int) -> None:
         self.boot = boot
         self.floor = floor
         self.next_place = next_place
-        self.places: dict[int, int] = {}
-        """Place in the log's order, by sequence; the oldest is first."""
-        self.gathered: list[tuple[int, int, bytes]] = []
+        self.known: set[int] = set()
+        self.order: deque[int] = deque()
+        """What is known, in the log's order."""
+        self.gathered: list[tuple[int, int, int, bytes]] = []
+
+    def remember(self, seq: int) -> None:
+        self.known.add(seq)
+        self.order.append(seq)
 
 
 class Requests:
@@ -49,9 +57,9 @@ class Requests:
         self._sessions: dict[int, _Session] = {}
         for origin, boot, floor, place in conn.execute("SELECT * FROM sessions ORDER BY origin"):
             self._sessions[origin] = _Session(boot, floor, place)
-        rows = conn.execute("SELECT origin, seq, place FROM outcomes ORDER BY origin, place")
-        for origin, seq, place in rows:
-            self._sessions[origin].places[seq] = place
+        rows = conn.execute("SELECT origin, seq FROM outcomes ORDER BY origin, place")
+        for origin, seq in rows:
+            self._sessions[origin].remember(seq)
         self._touched: dict[int, None] = {}
         self._begun: dict[int, None] = {}
 
@@ -64,23 +72,23 @@ class Requests:
             return True
         if request.boot < session.boot:
             raise Conflict("the node that asked has been restarted since")
-        if request.seq in session.places:
+        if request.seq in session.known:
             return False
         if request.seq <= session.floor:
             raise Conflict("the request is older than those that are remembered")
         return True
 
     def note(self, request: RequestId, value: Any, refusal: SwarmError | None) -> None:
-        session = self._sessions[request.origin]
-        place = session.next_place
+        origin, seq = request.origin, request.seq
+        session = self._sessions[origin]
+        session.gathered.append((origin, session.next_place, seq, _kept(value, refusal)))
         session.next_place += 1
-        session.places[request.seq] = place
-        session.gathered.append((place, request.seq, _kept(value, refusal)))
-        if len(session.places) > REMEMBERED_MAX:
-            oldest = next(iter(session.places))
-            del session.places[oldest]
+        session.remember(seq)
+        if len(session.order) > REMEMBERED_MAX:
+            oldest = session.order.popleft()
+            session.known.discard(oldest)
             session.floor = max(session.floor, oldest)
-        self._touched[request.origin] = None
+        self._touched[origin] = None
 
     def flush(self, conn: sqlite3.Connection) -> None:
         """Write what was gathered; called once, before the commit."""
@@ -89,10 +97,7 @@ class Requests:
         self._begun.clear()
         for origin in self._touched:
             session = self._sessions[origin]
-            conn.executemany(
-                "INSERT INTO outcomes VALUES (?,?,?,?)",
-                [(origin, *row) for row in session.gathered[-REMEMBERED_MAX:]],
-            )
+            insert_rows(conn.execute, "outcomes", session.gathered[-REMEMBERED_MAX:])
             session.gathered.clear()
             gone = session.next_place - REMEMBERED_MAX
             conn.execute("DELETE FROM outcomes WHERE origin = ? AND place < ?", (origin, gone))
@@ -110,9 +115,12 @@ def _kept(value: Any, refusal: SwarmError | None) -> bytes:
             kept = _encode(("refused:" + refusal.code, refusal.message[:1024], {}))
         return kept
     data = _encode(value)
-    if len(data) > OUTCOME_BYTES_MAX:
-        return _encode(("large", "", {}))
-    return _encode(("", "", {}, msgspec.Raw(data)))
+    return _LARGE if len(data) > OUTCOME_BYTES_MAX else _DONE + data
+
+
+_LARGE = _encode(("large", "", {}))
+_DONE = _encode(("", "", {}, None)).removesuffix(_encode(None))
+"""What a _Kept begins with; its last element, the value, follows."""
 
 
 def outcome_of(command: type[Any], kept: bytes) -> Any:
@@ -125,7 +133,18 @@ def outcome_of(command: type[Any], kept: bytes) -> Any:
     if found.code:
         kind = _ERRORS.get(found.code.removeprefix("refused:"), Conflict)
         raise kind(found.message, **found.facts)
+    if command in ONE_BY_ONE:
+        parts = msgspec.msgpack.decode(found.value, type=tuple[msgspec.Raw, ...])
+        return tuple(_one_of(part) for part in parts)
     return msgspec.msgpack.decode(found.value, type=ANSWERS[command])
+
+
+def _one_of(part: msgspec.Raw) -> Job | Refusal:
+    """Nothing but what they hold tells the two apart: a refusal alone has a code."""
+    names = msgspec.msgpack.decode(part, type=dict[str, msgspec.Raw])
+    if "code" in names:
+        return msgspec.msgpack.decode(part, type=Refusal)
+    return msgspec.msgpack.decode(part, type=Job)
 
 
 def last_boot(conn: sqlite3.Connection, origin: int) -> int:

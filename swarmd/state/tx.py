@@ -4,9 +4,11 @@ Nothing here looks at a clock, makes an id or depends on an order that is not th
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import sqlite3
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -94,9 +96,12 @@ class Tx:
 
     def keep(self) -> list[Event]:
         """The entry stands. Answers its events, each chained to the one before."""
-        _add(self._counts, self._batch_counts)
-        _add(self._totals, self._batch_totals)
-        _add(self._ready, self._batch_ready)
+        if self._counts:
+            _add(self._counts, self._batch_counts)
+        if self._totals:
+            _add(self._totals, self._batch_totals)
+        if self._ready:
+            _add(self._ready, self._batch_ready)
         events, self._events = self._events, []
         for event in events:
             if self._actor[0] is not event.actor:
@@ -111,10 +116,31 @@ class Tx:
             )
         return events
 
+    @property
+    def newest_event(self) -> int:
+        """Of the entries before; 0 where there never was one."""
+        return self._event_seq
+
+    def drop_events(self, upto: int, limit: int) -> int:
+        """The oldest, so many at most: those that this batch has not written yet as well. How much
+        of the log makes a batch is chance, and nothing that is applied may depend on it."""
+        row = self.execute("SELECT min(seq) FROM events").fetchone()
+        oldest = row[0] if row[0] is not None else next((r[0] for r in self._event_rows), None)
+        if oldest is None or oldest > upto:
+            return 0
+        last = min(upto, int(oldest) + limit - 1)
+        self.execute("DELETE FROM events WHERE seq <= ?", (last,))
+        self._event_rows = [row for row in self._event_rows if row[0] > last]
+        return last - int(oldest) + 1
+
     def flush(self) -> None:
         """Write what was gathered over the batch; called once, before the commit."""
-        self.executemany("INSERT INTO events VALUES (?,?,?,?,?,?)", self._event_rows)
+        insert_rows(self.execute, "events", self._event_rows)
         self._event_rows.clear()
+        if self._batch_counts or self._batch_totals or self._batch_ready:
+            self._flush_counts()
+
+    def _flush_counts(self) -> None:
         counts = [(*key, n) for key, n in self._batch_counts.items() if n]
         self.executemany(
             "INSERT INTO counts VALUES (?,?,?,?,?) ON CONFLICT DO UPDATE SET n = n + excluded.n",
@@ -136,6 +162,25 @@ class Tx:
         self._batch_counts.clear()
         self._batch_totals.clear()
         self._batch_ready.clear()
+
+
+ROWS_MAX = 64
+"""Rows in one statement. Each statement lets go of the interpreter's lock and waits for it."""
+
+
+def insert_rows(
+    execute: Callable[..., object], table: str, rows: Sequence[tuple[Any, ...]]
+) -> None:
+    for start in range(0, len(rows), ROWS_MAX):
+        part = rows[start : start + ROWS_MAX]
+        values = [value for row in part for value in row]
+        execute(_insert(table, len(part[0]), len(part)), values)
+
+
+@functools.cache
+def _insert(table: str, width: int, rows: int) -> str:
+    row = "(" + ",".join("?" * width) + ")"
+    return f"INSERT INTO {table} VALUES " + ",".join([row] * rows)
 
 
 def chained(previous: bytes, seq: int, at: int, index: int, actor: bytes, body: bytes) -> bytes:

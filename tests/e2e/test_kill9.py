@@ -77,7 +77,8 @@ def swarm_under_load(folder: Path, *, quick: bool = True) -> Iterator[tuple[Swar
     """Load for the block; then all of it is worked off, and the daemon has stopped."""
     swarm = Swarm(folder)
     try:
-        load = Load(swarm.daemon.ports["jobqueue"], swarm.trace, swarm.blobs, SEED)
+        place = ("127.0.0.1", swarm.daemon.ports["jobqueue"])
+        load = Load([place], swarm.trace, swarm.blobs, SEED)
         with load.running(quick=quick):
             yield swarm, load
             load.stop_submitting()

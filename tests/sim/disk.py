@@ -6,12 +6,14 @@ wrote, or, where the power went, what was checkpointed last.
 
 from __future__ import annotations
 
+import functools
 import random
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import trio
 
@@ -25,29 +27,47 @@ from mesh.raft import (
     SnapshotMeta,
     SnapshotTemporarilyUnavailable,
 )
+from mesh.wal_errors import LogBusy
 from swarmd.domain.errors import Unavailable
 from swarmd.state.machine import Machine, Place, read_place
 from swarmd.state.queries import QUERIES, Query, T
 from swarmd.state.schema import migrate
 from swarmd.state.store import Delivered, Slot, SnapshotFile, decode_slots, hash_file
+from tests.sim.clockwork import Timers
 
 OnDone = Callable[[], None]
+
+
+class Watcher(Protocol):
+    """Who checks what is applied, as it happens."""
+
+    def applies(self, name: str, place: Place, slots: Sequence[Slot], upto: Place) -> None: ...
+
+    def applied(self, name: str, place: Place, conn: sqlite3.Connection) -> None: ...
+
+    def installed(self, name: str, place: Place) -> None: ...
 
 
 @dataclass
 class Disk:
     """One node's, across its lives."""
 
+    name: str
     rng: random.Random
+    timers: Timers
+    watcher: Watcher
     sync_s: tuple[float, float] = (0.0005, 0.003)
+    apply_s: tuple[float, float] = (0.0, 0.001)
+    """How long what was agreed on waits for the state."""
+    writes_max: int = 64
+    """Writes of the log that wait; one more is LogBusy."""
     stored: MemoryStorage = field(default_factory=MemoryStorage)
     facts: dict[str, bytes] = field(default_factory=dict)
     boot: int = 0
     state: sqlite3.Connection = field(default_factory=lambda: _database(None))
     checkpoint: bytes | None = None
-    log: SimLog | None = None
-    acknowledge_early: bool = False
-    """A fault for mutants: writes count as done before they are."""
+    busy: int = 0
+    """How often the log was full."""
 
     def lose_power(self) -> None:
         """What the state had not checkpointed is gone; the log begins where it ends or before."""
@@ -55,33 +75,46 @@ class Disk:
         self.state = _database(self.checkpoint)
 
 
-def _database(content: bytes | None) -> sqlite3.Connection:
-    conn = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
-    if content is not None:
-        conn.deserialize(content)
+@functools.cache
+def _empty() -> bytes:
+    conn = sqlite3.connect(":memory:", isolation_level=None)
     migrate(conn)
+    # Which migration ran when is no part of what replicas agree on, but it is of a copy's bytes.
+    conn.execute("UPDATE _sqlite_migrations SET applied_at = ''")
+    conn.execute("VACUUM")
+    content = conn.serialize()
+    conn.close()
+    return content
+
+
+def _database(content: bytes | None) -> sqlite3.Connection:
+    conn = sqlite3.connect(":memory:", isolation_level=None, cached_statements=512)
+    conn.deserialize(_empty() if content is None else content)
     return conn
 
 
 class SimTicket:
     def __init__(self, on_done: OnDone | None) -> None:
         self.on_done = on_done
-        self._event = trio.Event()
+        self._event: trio.Event | None = None
+        self.done = False
         self.entries: Sequence[Entry] = ()
         self.hard_state: HardState | None = None
         self.snapshot: SnapshotMeta | None = None
         self.compact: int | None = None
         self.fact: tuple[str, bytes] | None = None
 
-    @property
-    def done(self) -> bool:
-        return self._event.is_set()
-
     async def wait(self) -> None:
+        if self.done:
+            await trio.lowlevel.checkpoint()
+            return
+        self._event = self._event or trio.Event()
         await self._event.wait()
 
     def finish(self) -> None:
-        self._event.set()
+        self.done = True
+        if self._event is not None:
+            self._event.set()
         if self.on_done is not None:
             self.on_done()
 
@@ -95,26 +128,41 @@ class SimLog:
         disk.boot += 1
         self.boot = disk.boot
         self._waiting: deque[SimTicket] = deque()
-        self._wake = trio.Event()
-
-    async def run(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake = trio.Event()
-            while self._waiting:
-                await trio.sleep(self._disk.rng.uniform(*self._disk.sync_s))
-                group = list(self._waiting)
-                for ticket in group:
-                    self._write(ticket)
-                    self._waiting.popleft()
-                for ticket in group:
-                    ticket.finish()
+        self._syncing: deque[SimTicket] = deque()
+        self._dead = False
 
     def crash(self) -> None:
         """Of what was under way a prefix is on disk."""
-        for _ in range(self._disk.rng.randint(0, len(self._waiting))):
-            self._write(self._waiting.popleft())
-        self._waiting.clear()
+        self._dead = True
+        under_way = [*self._syncing, *self._waiting]
+        for ticket in under_way[: self._disk.rng.randint(0, len(under_way))]:
+            self._write(ticket)
+
+    def _hand_over(self, ticket: SimTicket) -> SimTicket:
+        if len(self._waiting) + len(self._syncing) >= self._disk.writes_max:
+            self._disk.busy += 1
+            raise LogBusy("too many writes wait for the disk")
+        self._waiting.append(ticket)
+        if not self._syncing:
+            self._sync()
+        return ticket
+
+    def _sync(self) -> None:
+        """One at a time: who comes meanwhile goes with the next."""
+        if self._waiting:
+            self._syncing, self._waiting = self._waiting, deque()
+            delay_s = self._disk.rng.uniform(*self._disk.sync_s)
+            self._disk.timers.after(delay_s, self._synced)
+
+    def _synced(self) -> None:
+        if self._dead:
+            return
+        group, self._syncing = self._syncing, deque()
+        for ticket in group:
+            self._write(ticket)
+        self._sync()
+        for ticket in group:
+            ticket.finish()
 
     def _write(self, ticket: SimTicket) -> None:
         stored = self._stored
@@ -128,11 +176,6 @@ class SimLog:
             stored.compact(ticket.compact)
         if ticket.fact is not None:
             self._disk.facts[ticket.fact[0]] = ticket.fact[1]
-
-    def _hand_over(self, ticket: SimTicket) -> SimTicket:
-        self._waiting.append(ticket)
-        self._wake.set()
-        return ticket
 
     # Read
 
@@ -168,7 +211,7 @@ class SimLog:
 
     @property
     def waiting_bytes(self) -> int:
-        return sum(len(e.data) for t in self._waiting for e in t.entries)
+        return sum(len(e.data) for t in (*self._syncing, *self._waiting) for e in t.entries)
 
     # Write
 
@@ -177,7 +220,7 @@ class SimLog:
         snapshot: SnapshotMeta | None = None, on_done: OnDone | None = None,
     ) -> SimTicket:  # fmt: skip
         ticket = SimTicket(on_done)
-        ticket.entries, ticket.hard_state, ticket.snapshot = entries, hard_state, snapshot
+        ticket.entries, ticket.hard_state, ticket.snapshot = tuple(entries), hard_state, snapshot
         return self._hand_over(ticket)
 
     def restore(self, snapshot: SnapshotMeta, on_done: OnDone | None = None) -> SimTicket:
@@ -186,7 +229,9 @@ class SimLog:
     def compact(
         self, upto: int, conf_state: ConfState, *, checkpointed: int, on_done: OnDone | None = None
     ) -> SimTicket:
-        assert upto <= checkpointed
+        assert upto <= checkpointed, (upto, checkpointed)
+        kept = 0 if self._disk.checkpoint is None else _place_in(self._disk.checkpoint)
+        assert upto <= kept, f"{upto} would go, and the state has {kept} on disk"
         ticket = SimTicket(on_done)
         ticket.compact = upto
         return self._hand_over(ticket)
@@ -212,26 +257,40 @@ class SimStore:
         self.place = self._machine.place
         self.last_at = self._machine.last_at
         self._waiting: deque[tuple[Sequence[Slot], Place, Delivered]] = deque()
-        self._wake = trio.Event()
+        self._submitted = self.place
+        self._dead = False
 
-    async def run(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake = trio.Event()
-            await trio.sleep(self._disk.rng.uniform(0, 0.001))
-            self._apply_waiting()
-
-    def _apply_waiting(self) -> None:
-        while self._waiting:
-            slots, upto, done = self._waiting.popleft()
-            applied = self._machine.apply(decode_slots(slots), upto)
-            self.place = self._machine.place
-            self.last_at = self._machine.last_at
-            done(applied, upto)
+    def crash(self) -> None:
+        self._dead = True
 
     def submit(self, slots: Sequence[Slot], upto: Place, done: Delivered) -> None:
+        self._disk.watcher.applies(self._disk.name, self._submitted, slots, upto)
+        self._submitted = upto
+        if not self._waiting:
+            self._disk.timers.after(
+                self._disk.rng.uniform(*self._disk.apply_s), self._apply_waiting
+            )
         self._waiting.append((slots, upto, done))
-        self._wake.set()
+
+    def _apply_waiting(self) -> None:
+        """All that waits in one transaction, or a part of it."""
+        while self._waiting and not self._dead:
+            taken = [
+                self._waiting.popleft()
+                for _ in range(self._disk.rng.randint(1, len(self._waiting)))
+            ]  # fmt: skip
+            each = [decode_slots(slots) for slots, _, _ in taken]
+            place = taken[-1][1]
+            confs = (upto.conf for _, upto, _ in reversed(taken) if upto.conf is not None)
+            upto = Place(place.index, place.term, next(confs, None))
+            applied = self._machine.apply([e for mine in each for e in mine], upto)
+            self._disk.watcher.applied(self._disk.name, self._machine.place, self._disk.state)
+            start = 0
+            for mine, (_, place, done) in zip(each, taken, strict=True):
+                self.place = Place(place.index, place.term, place.conf or self.place.conf)
+                self.last_at = self._machine.last_at
+                done(applied[start : start + len(mine)], place)
+                start += len(mine)
 
     async def read(self, query: Query[T]) -> T:
         await trio.lowlevel.checkpoint()
@@ -240,14 +299,14 @@ class SimStore:
 
     async def copy_to(self, path: Path) -> SnapshotFile:
         await trio.lowlevel.checkpoint()
-        path.write_bytes(self._disk.state.serialize())
+        path.write_bytes(self._disk.state.serialize())  # noqa: ASYNC240 - nothing waits here
         size, digest = hash_file(path)
         return SnapshotFile(path, self._machine.place, size, digest)
 
     async def check_copy(self, path: Path) -> SnapshotFile:
         await trio.lowlevel.checkpoint()
         try:
-            conn = _database(path.read_bytes())
+            conn = _database(path.read_bytes())  # noqa: ASYNC240 - nothing waits here
             place = read_place(conn)
             conn.close()
         except sqlite3.DatabaseError as error:
@@ -256,9 +315,13 @@ class SimStore:
         return SnapshotFile(path, place, size, digest)
 
     async def make_durable(self) -> int:
+        content, index = self._disk.state.serialize(), self._machine.place.index
         await trio.sleep(self._disk.rng.uniform(*self._disk.sync_s))
-        self._disk.checkpoint = self._disk.state.serialize()
-        return self._machine.place.index
+        # A checkpoint that met a reader got through in part: it says so, and is tried again.
+        if self._disk.rng.random() < 0.2:
+            return 0
+        self._disk.checkpoint = content
+        return index
 
     async def install(self, file: SnapshotFile) -> None:
         await trio.lowlevel.checkpoint()
@@ -268,5 +331,16 @@ class SimStore:
         self._disk.state = _database(content)
         self._disk.checkpoint = content
         self._machine = Machine(self._disk.state)
-        self.place = self._machine.place
+        self.place = self._submitted = self._machine.place
         self.last_at = self._machine.last_at
+        self._disk.watcher.installed(self._disk.name, self.place)
+        # Two files are not written at once: a crash may come between this one and the log.
+        await trio.sleep(self._disk.rng.uniform(*self._disk.sync_s))
+
+
+def _place_in(content: bytes) -> int:
+    conn = _database(content)
+    try:
+        return read_place(conn).index
+    finally:
+        conn.close()

@@ -5,11 +5,13 @@ Streams and calls keep what TCP promises; one-way messages do not get even that.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import random
-from collections import deque
-from collections.abc import Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 
 import trio
@@ -24,7 +26,9 @@ from mesh.wires import (
     StreamHandler,
     TimedOut,
     Unreachable,
+    WireError,
 )
+from tests.sim.clockwork import Timers
 
 NOTICED_S = 1.0
 """After so long a silent link counts as broken."""
@@ -40,18 +44,33 @@ class Weather:
 @dataclass
 class Network:
     rng: random.Random
+    timers: Timers
     weather: Weather = field(default_factory=Weather)
     cut: set[tuple[str, str]] = field(default_factory=set)
     """Directions in which nothing passes."""
     up: dict[str, SimWires] = field(default_factory=dict)
     addresses: dict[str, str] = field(default_factory=dict)
     delivered: int = 0
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    """Messages that their receiver took for an attack or a mistake."""
+    on_send: Callable[[str, str, bytes], None] = lambda source, target, body: None
+    in_transit: Callable[[str, str, bytes], bytes] = lambda source, target, data: data
+    """What a stream's bytes become on their way."""
+    kinds: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """How many of each kind reached whom."""
+    trace: hashlib._Hash = field(default_factory=hashlib.sha256)
+    """Over everything that was delivered, and when: two runs that differ differ here."""
 
     def delay(self) -> float:
         return self.rng.uniform(*self.weather.delay_s)
 
     def passes(self, source: str, target: str) -> bool:
         return target in self.up and (source, target) not in self.cut
+
+    def note(self, kind: str, source: str, target: str, body: bytes) -> None:
+        self.delivered += 1
+        self.kinds[kind, target] += 1
+        self.trace.update(f"{trio.current_time():.6f} {kind} {source} {target} ".encode() + body)
 
     def isolate(self, *names: str) -> None:
         """Between these and all others nothing passes."""
@@ -67,14 +86,14 @@ class Network:
 
     def heal(self) -> None:
         self.cut.clear()
-        for wires in self.up.values():
-            for other in self.up:
+        for wires in list(self.up.values()):
+            for other in list(self.up):
                 if other != wires.me:
                     wires.tell(other, True, "the network is back")
 
     def _broken(self) -> None:
         for wires in list(self.up.values()):
-            wires.nursery.start_soon(wires.notice_silence)
+            self.timers.after(NOTICED_S, wires.notice_silence)
 
 
 class SimWires:
@@ -88,8 +107,7 @@ class SimWires:
         self._streams: dict[str, StreamHandler] = {}
         self._message: MessageHandler | None = None
         self._watchers: list[LinkWatcher] = []
-        self._peers: dict[str, Sequence[str]] = {}
-        self.open: set[SimStream] = set()
+        self.open: dict[SimStream, None] = {}
 
     def plug_in(self) -> None:
         self.network.up[self.me] = self
@@ -110,73 +128,108 @@ class SimWires:
         for watcher in self._watchers:
             watcher(peer, up, reason)
 
-    async def notice_silence(self) -> None:
-        await trio.sleep(NOTICED_S)
+    def notice_silence(self) -> None:
+        if self.network.up.get(self.me) is not self:
+            return
         for other in list(self.network.addresses.values()):
             if (other, self.me) in self.network.cut:
                 self.tell(other, False, "silent")
 
     def set_peers(self, peers: Mapping[str, Sequence[str]]) -> None:
-        self._peers = dict(peers)
+        pass  # every name leads somewhere here
+
+    # Messages
 
     def send(self, peer: str, body: bytes) -> bool:
         network = self.network
         if peer not in network.up:
             return False
-        if (self.me, peer) in network.cut or network.rng.random() < network.weather.loss:
+        network.on_send(self.me, peer, body)
+        weather, rng = network.weather, network.rng
+        if (self.me, peer) in network.cut or (weather.loss and rng.random() < weather.loss):
             return True
-        for _ in range(2 if network.rng.random() < network.weather.doubled else 1):
-            self.nursery.start_soon(self._carry, peer, body)
+        network.timers.after(network.delay(), partial(self._arrive, peer, body))
+        if weather.doubled and rng.random() < weather.doubled:
+            network.timers.after(network.delay(), partial(self._arrive, peer, body))
         return True
 
-    async def _carry(self, peer: str, body: bytes) -> None:
-        await trio.sleep(self.network.delay())
-        target = self.network.up.get(peer)
-        if target is not None and self.network.passes(self.me, peer) and target._message:
-            self.network.delivered += 1
-            target._message(self.me, body)
+    def _arrive(self, peer: str, body: bytes) -> None:
+        network = self.network
+        if not network.passes(self.me, peer):
+            return
+        handler = network.up[peer]._message
+        if handler is None:
+            return
+        network.note("message", self.me, peer, body)
+        try:
+            handler(self.me, body)
+        except WireError as error:
+            network.refused.append((peer, error.message))
+
+    # Calls
 
     async def call(self, peer: str, method: str, body: bytes, timeout_s: float) -> bytes:
         network = self.network
-        handed_over = False
-        with trio.move_on_after(timeout_s):
-            await trio.sleep(network.delay())
-            if peer not in network.up:
-                raise Unreachable("nothing listens there", peer=peer)
-            if not network.passes(self.me, peer):
-                await trio.sleep_forever()
-            handed_over = True
-            answer = await network.up[peer].answer(self.me, method, body)
-            await trio.sleep(network.delay())
-            if not network.passes(peer, self.me):
-                await trio.sleep_forever()
-            if isinstance(answer, Exception):
-                raise answer
-            return answer
-        raise TimedOut("no answer in time", handed_over=handed_over, peer=peer)
+        call = _Call(self.me)
+        network.timers.after(
+            network.delay(), partial(self._reach, peer, method, body, call)
+        )  # fmt: skip
+        try:
+            with trio.move_on_after(timeout_s):
+                await call.done.wait()
+                if isinstance(call.answer, Exception):
+                    raise call.answer
+                return call.answer
+        finally:
+            if not call.done.is_set():
+                network.timers.after(network.delay(), call.scope.cancel)
+        raise TimedOut("no answer in time", handed_over=call.handed_over, peer=peer)
 
-    async def answer(self, peer: str, method: str, body: bytes) -> bytes | Exception:
+    def _reach(self, peer: str, method: str, body: bytes, call: _Call) -> None:
+        network = self.network
+        if peer not in network.up:
+            call.give(Unreachable("nothing listens there", peer=peer))
+        elif network.passes(self.me, peer):
+            call.handed_over = True
+            network.note(method, self.me, peer, body)
+            network.up[peer]._take_call(self.me, method, body, call)
+
+    def _take_call(self, peer: str, method: str, body: bytes, call: _Call) -> None:
+        handler = self._calls.get(method)
+        if handler is None:
+            self._answer(peer, call, Refused("unknown_method", f"nobody answers {method}"))
+            return
+        try:
+            found = handler(peer, body)
+        except Refused as refused:
+            self._answer(peer, call, refused)
+            return
+        if inspect.isawaitable(found):
+            self.nursery.start_soon(self._work, peer, found, call)
+        else:
+            self._answer(peer, call, found)
+
+    async def _work(self, peer: str, work: Awaitable[bytes], call: _Call) -> None:
         """In a task of this node: it ends with the node, and the caller hears of that."""
-        done = trio.Event()
-        box: list[bytes | Exception] = [
-            Unreachable("the connection was lost", handed_over=True, peer=self.me)
-        ]
+        answer: bytes | Exception = Unreachable(
+            "the connection was lost", handed_over=True, peer=self.me
+        )
+        try:
+            with call.scope:
+                answer = await work
+        except Refused as refused:
+            answer = refused
+        finally:
+            self._answer(peer, call, answer)
 
-        async def work() -> None:
-            try:
-                handler = self._calls.get(method)
-                if handler is None:
-                    raise Refused("unknown_method", f"nobody answers {method}")
-                found = handler(peer, body)
-                box[0] = await found if inspect.isawaitable(found) else found  # type: ignore[assignment]
-            except Refused as refused:
-                box[0] = refused
-            finally:
-                done.set()
+    def _answer(self, peer: str, call: _Call, answer: bytes | Exception) -> None:
+        network = self.network
 
-        self.nursery.start_soon(work)
-        await done.wait()
-        return box[0]
+        def arrive() -> None:
+            if (self.me, peer) not in network.cut:
+                call.give(answer)
+
+        network.timers.after(network.delay(), arrive)
 
     async def call_address(
         self, address: str, method: str, body: bytes, timeout_s: float
@@ -186,15 +239,14 @@ class SimWires:
             raise Unreachable("no such address", address=address)
         return peer, await self.call(peer, method, body, timeout_s)
 
-    async def open_stream(
-        self, peer: str, method: str, body: bytes, timeout_s: float
-    ) -> SimStream:
+    async def open_stream(self, peer: str, method: str, body: bytes, timeout_s: float) -> SimStream:
         await trio.sleep(self.network.delay())
         target = self.network.up.get(peer)
         if target is None or not self.network.passes(self.me, peer):
             raise Unreachable("nothing answers there", peer=peer)
         mine, theirs = SimStream(self, peer), SimStream(target, self.me)
         mine.other, theirs.other = theirs, mine
+        self.network.note(method, self.me, peer, body)
         target.nursery.start_soon(target._serve, method, body, theirs)
         return mine
 
@@ -226,13 +278,27 @@ class SimWires:
         await trio.sleep(self.network.delay())
         if peer in self.network.up and not self.network.passes(self.me, peer):
             await trio.sleep(timeout_s)
-        return self.network.passes(self.me, peer) and self.network.passes(peer, self.me)
+        return self.linked(peer)
 
     def linked(self, peer: str) -> bool:
         return self.network.passes(self.me, peer) and self.network.passes(peer, self.me)
 
     def about(self, peer: str) -> PeerFacts | None:
         return None
+
+
+class _Call:
+    def __init__(self, caller: str) -> None:
+        self.caller = caller
+        self.handed_over = False
+        self.answer: bytes | Exception = b""
+        self.done = trio.Event()
+        self.scope = trio.CancelScope()
+
+    def give(self, answer: bytes | Exception) -> None:
+        if not self.done.is_set():
+            self.answer = answer
+            self.done.set()
 
 
 class SimStream:
@@ -247,17 +313,20 @@ class SimStream:
         self._ended = False
         self._error: Exception | None = None
         self._news = trio.Event()
-        wires.open.add(self)
+        wires.open[self] = None
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await trio.sleep(self._wires.network.delay())
+        network = self._wires.network
+        await trio.sleep(network.delay())
         if self._error is not None:
             raise self._error
-        while not self._wires.network.passes(self._wires.me, self.peer):
-            if self.peer not in self._wires.network.up:
+        while not network.passes(self._wires.me, self.peer):
+            if self.peer not in network.up:
                 raise Unreachable("the connection was lost", peer=self.peer)
             await trio.sleep(NOTICED_S)
-        self.other._take(bytes(data))
+        arrived = network.in_transit(self._wires.me, self.peer, bytes(data))
+        network.note("stream", self._wires.me, self.peer, arrived)
+        self.other._take(arrived)
 
     def _take(self, data: bytes) -> None:
         self._arrived.append(data)
@@ -291,14 +360,14 @@ class SimStream:
 
     def break_off(self) -> None:
         """The process at this end is gone."""
-        self._wires.open.discard(self)
+        self._wires.open.pop(self, None)
         self.other.fail(Unreachable("the connection was lost", peer=self._wires.me))
 
     def abort(self, reason: str) -> None:
         self.other.fail(Aborted(reason))
 
     async def aclose(self) -> None:
-        self._wires.open.discard(self)
+        self._wires.open.pop(self, None)
         self.other._ended = True
         self.other._wake()
 
@@ -309,7 +378,7 @@ class SimStream:
         self, kind: type[BaseException] | None, error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:  # fmt: skip
-        self._wires.open.discard(self)
+        self._wires.open.pop(self, None)
         if kind is None:
             await self.aclose()
         else:

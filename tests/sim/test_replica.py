@@ -2,32 +2,18 @@
 
 from __future__ import annotations
 
-import random
-from pathlib import Path
-
 import pytest
 import trio
 
 from swarmd.cluster.feed import FellBehind
 from swarmd.cluster.handle import local_reads
-from swarmd.cluster.opening import OpeningSettings
 from swarmd.cluster.proposals import ProposalSettings
 from swarmd.cluster.replica import ReplicaSettings
 from swarmd.domain.errors import Busy, Conflict, Unavailable
 from swarmd.state.commands import PruneEvents, PutSetting
-from swarmd.state.queries import GetSetting
+from tests.sim.chaos import quick
 from tests.sim.network import Weather
-from tests.sim.world import CLIENT, World, run_world, simulated
-
-
-def quick(
-    replica: ReplicaSettings | None = None, snapshot_bytes_per_s_max: int = 1 << 30
-) -> OpeningSettings:
-    """Small bounds, so that a test reaches them."""
-    return OpeningSettings(
-        replica=replica or ReplicaSettings(), log_entries_kept=20, compact_every=10,
-        snapshot_bytes_per_s_max=snapshot_bytes_per_s_max,
-    )  # fmt: skip
+from tests.sim.world import CLIENT, World, simulated
 
 
 @simulated(1)
@@ -59,7 +45,9 @@ async def test_the_leaders_death_is_an_event_and_nothing_is_lost(world: World) -
 
 
 @simulated(3)
-async def test_a_leader_that_is_cut_off_is_replaced_and_its_writes_are_refused(world: World) -> None:
+async def test_a_leader_that_is_cut_off_is_replaced_and_its_writes_are_refused(
+    world: World,
+) -> None:
     await world.swarm_of("a", "b", "c")
     old = await world.leader()
     others = tuple(n for n in "abc" if n != old)
@@ -269,9 +257,11 @@ async def test_handing_over_is_quick_and_fails_no_request(world: World) -> None:
                 nursery.start_soon(write, name)
         await trio.sleep(0.5)
         await world.stop(leader)
+        # Another leads by now: nobody had to miss the one that stopped.
+        assert any(world.replica(n).leadership().leader not in (leader, None) for n in world.up())
         await trio.sleep(0.5)
         done = True
-    assert slowest < 0.25
+    assert slowest < 0.1
     await world.start(leader)
     await world.settle()
 
@@ -288,84 +278,3 @@ async def test_a_host_that_was_put_back_to_an_older_log_is_refused(world: World)
     with pytest.raises(BaseExceptionGroup) as refused:
         await world.start("c")
     assert refused.group_contains(Unavailable, match="not the newest")
-
-
-@pytest.mark.parametrize("seed", range(100, 112))
-def test_chaos_loses_nothing_acknowledged(seed: int, tmp_path: Path) -> None:
-    run_world(seed, tmp_path, Chaos(seed).run, quick())
-
-
-class Chaos:
-    """Crashes, cuts, loss, delays, power; clients on every node write each key once."""
-
-    def __init__(self, seed: int, hosts: str = "abc", rounds: int = 8) -> None:
-        self._seed = seed
-        self._rng = random.Random(seed)
-        self._hosts = hosts
-        self._rounds = rounds
-        self._acknowledged: dict[str, str] = {}
-        self._over = False
-
-    async def run(self, world: World) -> None:
-        await world.swarm_of(*self._hosts)
-        async with trio.open_nursery() as nursery:
-            for name in self._hosts:
-                nursery.start_soon(self._client, world, name)
-            for _ in range(self._rounds):
-                await trio.sleep(self._rng.uniform(0.2, 3))
-                await self._fault(world)
-            self._over = True
-        await world.settle()
-        for key, value in self._acknowledged.items():
-            assert await world.get(self._hosts[1], key) == value, (self._seed, key)
-        assert len(self._acknowledged) > 20
-
-    async def _client(self, world: World, name: str) -> None:
-        n = 0
-        while not self._over:
-            n += 1
-            replica = world.hosts[name].replica
-            if replica is None:
-                await trio.sleep(0.1)
-                continue
-            key, value = f"{name}-{n}", str(n)
-            try:
-                with trio.move_on_after(5):
-                    await replica.propose(PutSetting(key, value.encode()), CLIENT)
-                    self._acknowledged[key] = value
-                    if self._rng.random() < 0.2:
-                        some = self._rng.choice(list(self._acknowledged))
-                        found = await replica.read(GetSetting(some))
-                        assert found == self._acknowledged[some].encode(), (self._seed, some)
-            except (Busy, Unavailable):
-                pass
-            await trio.sleep(self._rng.uniform(0, 0.05))
-
-    async def _fault(self, world: World) -> None:
-        rng, network = self._rng, world.network
-        victim = rng.choice(self._hosts)
-        match rng.choice(["crash", "power", "cut", "weather", "one way"]):
-            case "crash":
-                await world.crash(victim)
-                await trio.sleep(rng.uniform(0, 4))
-                await world.start(victim)
-            case "power":
-                for name in self._hosts:
-                    await world.crash(name, power=True)
-                for name in self._hosts:
-                    await world.start(name)
-            case "cut":
-                network.isolate(victim)
-                await trio.sleep(rng.uniform(0, 5))
-                network.heal()
-            case "one way":
-                network.cut_one_way(victim, rng.choice([n for n in self._hosts if n != victim]))
-                await trio.sleep(rng.uniform(0, 5))
-                network.heal()
-            case "weather":
-                network.weather = Weather(
-                    delay_s=(0.0, rng.uniform(0.001, 0.3)), loss=rng.uniform(0, 0.3),
-                    doubled=rng.uniform(0, 0.3),
-                )  # fmt: skip
-                await trio.sleep(rng.uniform(0, 5))
-                network.weather = Weather()

@@ -1,11 +1,12 @@
 """A small swarm in one process: real replicas and control loops on a simulated network and disks.
 
-The same seed makes the same run. Time is Trio's mock clock, which jumps when nothing is left to do;
-no thread runs in here.
+The same seed makes the same run, to the byte: time jumps, chance is seeded, no thread runs in here,
+and what was delivered is hashed.
 """
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -14,8 +15,8 @@ from typing import Any
 
 import trio
 import trio._core._run as trio_run
-from trio.testing import MockClock
 
+from mesh.raft import MemoryStorage
 from swarmd.cluster.opening import OpeningSettings, open_replica
 from swarmd.cluster.replica import Replica
 from swarmd.control.leadership import lead_when_elected
@@ -28,11 +29,17 @@ from swarmd.domain.nodes import Node
 from swarmd.state.commands import Command, PutSetting
 from swarmd.state.machine import dump_hash
 from swarmd.state.queries import GetSetting, T
+from tests.sim.clockwork import JumpingClock, Timers
 from tests.sim.disk import Disk, SimLog, SimStore
 from tests.sim.network import Network, SimWires
+from tests.sim.witness import Witness
 
 CLIENT = Actor("client", "sim")
 EPOCH_MS = 1_700_000_000_000
+SEEDS = os.environ.get("SWARMD_SIM_SEEDS")
+"""Which seeds of chaos to run instead of the usual: `100-199` or `103,107`."""
+BODY_S_MAX = 1200.0
+"""Of simulated time. A world that takes longer hangs."""
 
 
 @dataclass
@@ -42,6 +49,7 @@ class Host:
     name: str
     disk: Disk
     place: Path
+    clock_off_ms: int = 0
     scope: trio.CancelScope | None = None
     replica: Replica | None = None
     stop: trio.Event = field(default_factory=trio.Event)
@@ -52,7 +60,10 @@ class World:
     def __init__(self, seed: int, place: Path, nursery: trio.Nursery, settings: OpeningSettings):
         self.seed = seed
         self.rng = random.Random(seed)
-        self.network = Network(random.Random(seed + 1))
+        self.timers = Timers(random.Random(seed + 2))
+        self.network = Network(random.Random(seed + 1), self.timers)
+        self.witness = Witness()
+        self.network.on_send = self.witness.sent
         self.hosts: dict[str, Host] = {}
         self.settings = settings
         self.voters = VoterSettings()
@@ -67,7 +78,9 @@ class World:
         if host is None:
             place = self._place / name
             place.mkdir()
-            host = self.hosts[name] = Host(name, Disk(random.Random(f"{self.seed}{name}")), place)
+            rng = random.Random(f"{self.seed}{name}")
+            disk = Disk(name, rng, self.timers, self.witness)
+            host = self.hosts[name] = Host(name, disk, place)
             self.network.addresses[name] = name
         await self._nursery.start(self._live, host, join)
         return host
@@ -80,29 +93,34 @@ class World:
         log, store = SimLog(host.disk), SimStore(host.disk)
         rng = random.Random(f"{self.seed}{host.name}{log.boot}")
         ids = (f"{host.name}-{log.boot}-{n}" for n in range(10**9))
-        with trio.CancelScope() as host.scope:
-            async with trio.open_nursery() as nursery:
-                wires = SimWires(self.network, host.name, nursery)
-                wires.plug_in()
-                nursery.start_soon(log.run)
-                nursery.start_soon(store.run)
-                node = Node(NodeId(host.name), host.name, mesh=(host.name,))
-                async with open_replica(
-                    node, log, store, wires, host.place, self.settings, join=join, rng=rng,
-                    now_ms=self.now_ms, new_id=ids.__next__, in_thread=_inline,
-                ) as replica:  # fmt: skip
-                    host.replica = replica
-                    nursery.start_soon(
-                        lead_when_elected, replica, UpkeepSettings(), self.voters
-                    )
-                    task_status.started()
-                    await host.stop.wait()
-                nursery.cancel_scope.cancel()
-        log.crash()
-        wires.pull()
-        host.replica = None
-        host.scope = None
-        host.ended.set()
+
+        def now_ms() -> int:
+            return EPOCH_MS + int(trio.current_time() * 1000) + host.clock_off_ms
+
+        try:
+            with trio.CancelScope() as host.scope:
+                async with trio.open_nursery() as nursery:
+                    wires = SimWires(self.network, host.name, nursery)
+                    wires.plug_in()
+                    node = Node(NodeId(host.name), host.name, mesh=(host.name,))
+                    async with open_replica(
+                        node, log, store, wires, host.place, self.settings, join=join, rng=rng,
+                        now_ms=now_ms, new_id=ids.__next__, in_thread=_inline,
+                    ) as replica:  # fmt: skip
+                        host.replica = replica
+                        nursery.start_soon(
+                            lead_when_elected, replica, UpkeepSettings(), self.voters
+                        )
+                        task_status.started()
+                        await host.stop.wait()
+                    nursery.cancel_scope.cancel()
+        finally:
+            log.crash()
+            store.crash()
+            wires.pull()
+            host.replica = None
+            host.scope = None
+            host.ended.set()
 
     async def stop(self, name: str) -> None:
         """In good order."""
@@ -118,9 +136,6 @@ class World:
         await host.ended.wait()
         if power:
             host.disk.lose_power()
-
-    def now_ms(self) -> int:
-        return EPOCH_MS + int(trio.current_time() * 1000)
 
     # What is seen of them
 
@@ -150,9 +165,9 @@ class World:
     async def until(self, holds: Callable[[], bool], within_s: float, what: str) -> None:
         with trio.move_on_after(within_s):
             while not holds():
-                await trio.sleep(0.01)
+                await trio.sleep(0.02)
             return
-        raise AssertionError(f"seed {self.seed}: {what} did not come about in {within_s} s")
+        raise AssertionError(f"{what} did not come about in {within_s} s")
 
     async def swarm_of(self, *names: str) -> None:
         """These hosts as one swarm, all of them members, as many voting as are wanted."""
@@ -167,6 +182,17 @@ class World:
             return all(len(v.voters) >= voters and not v.joint for v in views)
 
         await self.until(complete, 30, f"{voters} voters that all know of")
+
+    async def judge_disks(self) -> None:
+        """From here on, until members change: what is applied anywhere is on most voters' disks."""
+        await self.settle()
+        voters = self.replica(self.up()[0]).log_view().voters
+        disks = {str(name): self.hosts[name].disk.stored for name in voters}
+        self.witness.voters = lambda: disks
+
+    def members_change(self) -> None:
+        """From here on the voters are others every moment."""
+        self.witness.voters = lambda: None
 
     # Clients
 
@@ -191,12 +217,11 @@ class World:
         """Everything that is up has applied the same, and the dumps are equal."""
 
         def level() -> bool:
-            leaders = self.leaders()
-            if not leaders:
+            if not self.leaders():
                 return False
-            ends = {self.replica(n).log_view().last for n in self.up()}
-            done = {self.replica(n).log_view().applied for n in self.up()}
-            return len(ends) == 1 and ends == done
+            views = [self.replica(n).log_view() for n in self.up()]
+            ends = {view.last for view in views}
+            return len(ends) == 1 and ends == {view.applied for view in views}
 
         for host in self.hosts.values():
             if host.replica is not None:
@@ -206,7 +231,18 @@ class World:
 
     def check_equal(self) -> None:
         dumps = {n: dump_hash(self.hosts[n].disk.state) for n in self.up()}
-        assert len(set(dumps.values())) == 1, f"seed {self.seed}: replicas differ: {dumps}"
+        assert len(set(dumps.values())) == 1, f"replicas differ: {dumps}"
+        self.witness.check_logs(self.disks())
+
+    def disks(self) -> dict[str, MemoryStorage]:
+        return {name: host.disk.stored for name, host in self.hosts.items()}
+
+    def fingerprint(self) -> str:
+        """Of everything that was delivered, and of every replica at the end."""
+        digest = self.network.trace.copy()
+        for name in sorted(self.hosts):
+            digest.update(dump_hash(self.hosts[name].disk.state).encode())
+        return digest.hexdigest()
 
 
 async def _inline(work, /, *args):  # type: ignore[no-untyped-def]
@@ -217,25 +253,37 @@ def run_world(
     seed: int, place: Path, body: Callable[[World], Awaitable[None]],
     settings: OpeningSettings | None = None,
 ) -> None:  # fmt: skip
-    """Run a body in a world of its own, to its end; what it raises comes out as it is."""
+    """Run a body in a world of its own, to its end; what it raises comes out as it is, with the
+    command that does it again."""
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
             world = World(seed, place, nursery, settings or OpeningSettings())
-            await body(world)
+            nursery.start_soon(world.timers.run)
+            with trio.fail_after(BODY_S_MAX):
+                await body(world)
             nursery.cancel_scope.cancel()
 
-    trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True
+    deterministic = trio_run._ALLOW_DETERMINISTIC_SCHEDULING
+    trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
     trio_run._r.seed(seed)
     try:
-        trio.run(main, clock=MockClock(autojump_threshold=0))
+        trio.run(main, clock=JumpingClock())
     except BaseExceptionGroup as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
             error = error.exceptions[0]
+        error.add_note(_again(seed))
         raise error from None
     finally:
-        trio_run._ALLOW_DETERMINISTIC_SCHEDULING = False
+        trio_run._ALLOW_DETERMINISTIC_SCHEDULING = deterministic  # type: ignore[misc]
+
+
+def _again(seed: int) -> str:
+    """How to see it again: pytest says in the environment which test this is."""
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").removesuffix(" (call)")
+    seeds = f"SWARMD_SIM_SEEDS={seed} " if SEEDS else ""
+    return f"seed {seed}; again: {seeds}python -m pytest '{test or f'tests/sim -k {seed}'}'"
 
 
 def simulated(seed: int, settings: OpeningSettings | None = None) -> Callable[..., Any]:

@@ -377,10 +377,12 @@ def prune(tx: Tx, command: PruneJobs) -> int:
     for table in ("job_specs", "job_results", "idempotency"):
         tx.executemany(f"DELETE FROM {table} WHERE seq = ?", seqs)
     tx.executemany("DELETE FROM attempts WHERE job_seq = ?", seqs)
-    groups = tx.execute(
-        "SELECT DISTINCT group_id FROM jobs WHERE group_id IS NOT NULL AND seq IN"
-        f" ({','.join(str(seq) for (seq,) in seqs)})"
-    ).fetchall()
+    groups = sorted(
+        tx.execute(
+            "SELECT DISTINCT group_id FROM jobs WHERE group_id IS NOT NULL AND seq IN"
+            f" ({','.join(str(seq) for (seq,) in seqs)})"
+        )
+    )
     tx.executemany("DELETE FROM jobs WHERE seq = ?", seqs)
     for (group_id,) in groups:
         if not tx.execute("SELECT 1 FROM jobs WHERE group_id = ?", (group_id,)).fetchone():

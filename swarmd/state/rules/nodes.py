@@ -30,7 +30,11 @@ def save_node(tx: Tx, node: Node) -> Node:
         "SELECT id FROM nodes WHERE name = ? AND id != ?", (node.name, node.id)
     ).fetchone()
     if other is not None:
-        raise Conflict("another node has this name", name=node.name, node_id=other[0])
+        raise Conflict(
+            f"another node is called {node.name}; give this one a name of its own (node.name)",
+            name=node.name,
+            node_id=other[0],
+        )
     known = find_node(tx.execute, node.id)
     if known is not None and replace(node, revision=known.revision) == known:
         return known
@@ -76,26 +80,24 @@ def drop_blobs(tx: Tx, command: DropBlobs) -> tuple[str, ...]:
 
 
 def put_setting(tx: Tx, command: PutSetting) -> bytes:
-    row = tx.execute("SELECT value FROM settings WHERE key = ?", (command.key,)).fetchone()
-    if row is not None and (command.only_new or row[0] == command.value):
-        return bytes(row[0])
-    tx.execute(
-        "INSERT OR REPLACE INTO settings VALUES (?,?,?)",
-        (command.key, command.value, tx.revision),
+    key, value = command.key, command.value
+    if command.only_new:
+        row = tx.execute("SELECT value FROM settings WHERE key = ?", (key,)).fetchone()
+        if row is not None:
+            return bytes(row[0])
+    changed = tx.execute(
+        "INSERT INTO settings VALUES (?,?,?) ON CONFLICT(key) DO UPDATE SET value=excluded.value,"
+        " revision=excluded.revision WHERE value != excluded.value",
+        (key, value, tx.revision),
     )
-    tx.emit(SettingChanged(command.key))
-    return command.value
+    if changed.rowcount:
+        tx.emit(SettingChanged(key))
+    return value
 
 
 def prune_events(tx: Tx, command: PruneEvents) -> int:
     """The newest stays whatever `keep` says: the chain goes on from it."""
-    newest = tx.execute("SELECT max(seq) FROM events").fetchone()[0] or 0
-    cut = newest - max(1, command.keep)
-    oldest = tx.execute("SELECT min(seq) FROM events").fetchone()[0]
-    if oldest is None or oldest > cut:
-        return 0
-    upto = min(cut, oldest + command.limit - 1)
-    return tx.execute("DELETE FROM events WHERE seq <= ?", (upto,)).rowcount
+    return tx.drop_events(tx.newest_event - max(1, command.keep), command.limit)
 
 
 VERSION_KEY = "cluster_version"
@@ -107,8 +109,6 @@ def raise_version(tx: Tx, command: RaiseVersion) -> int:
     if command.version <= present:
         return present
     value = str(command.version).encode()
-    tx.execute(
-        "INSERT OR REPLACE INTO settings VALUES (?,?,?)", (VERSION_KEY, value, tx.revision)
-    )
+    tx.execute("INSERT OR REPLACE INTO settings VALUES (?,?,?)", (VERSION_KEY, value, tx.revision))
     tx.emit(SettingChanged(VERSION_KEY))
     return command.version

@@ -1,0 +1,178 @@
+"""Reads and leaders in the small world: never stale, never before a leader knows everything."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import trio
+
+from swarmd.domain.errors import Busy, SwarmError, Unavailable
+from swarmd.domain.jobs import NodeId
+from swarmd.state.commands import PruneEvents, PutSetting
+from tests.sim.chaos import HOUR_MS
+from tests.sim.network import Weather
+from tests.sim.world import CLIENT, World, simulated
+
+
+async def a_follower(world: World) -> str:
+    leader = await world.leader()
+    return next(name for name in "cba" if name != leader)
+
+
+@simulated(50)
+async def test_a_node_that_applies_late_answers_late_and_right(world: World) -> None:
+    await world.swarm_of("a", "b", "c")
+    name, leader = await a_follower(world), await world.leader()
+    world.hosts[name].disk.apply_s = (0.3, 0.5)
+    for n in range(5):
+        await world.put(leader, "k", str(n))
+        assert await world.get(name, "k") == str(n)
+
+
+@simulated(51)
+async def test_who_is_answered_reads_its_own_write_there(world: World) -> None:
+    await world.swarm_of("a", "b", "c")
+    name = await a_follower(world)
+    world.hosts[name].disk.apply_s = (0.3, 0.5)
+    for n in range(5):
+        await world.put(name, "k", str(n))
+        row = world.hosts[name].disk.state.execute(
+            "SELECT value FROM settings WHERE key = 'k'"
+        ).fetchone()  # fmt: skip
+        assert row == (str(n).encode(),)
+
+
+@simulated(52)
+async def test_a_read_that_comes_late_does_not_share_an_answer_asked_for_before(
+    world: World,
+) -> None:
+    """Whoever shares a round must have come before it began: a write may lie between."""
+    await world.swarm_of("a", "b", "c")
+    name, leader = await a_follower(world), await world.leader()
+    await world.put(leader, "k", "old")
+    await world.settle()
+    world.network.weather = Weather(delay_s=(0.1, 0.1))
+    await trio.sleep(1)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.get, name, "k")  # its round is asked for now
+        await trio.sleep(0.12)
+        await world.replica(leader).propose(PutSetting("k", b"new"), CLIENT)
+        assert await world.get(name, "k") == "new"
+
+
+@simulated(53)
+async def test_a_leader_that_was_cut_off_answers_no_read(world: World) -> None:
+    await world.swarm_of("a", "b", "c")
+    old = await world.leader()
+    others = tuple(n for n in "abc" if n != old)
+    await world.put(old, "k", "old")
+    world.network.isolate(old)
+    async with trio.open_nursery() as nursery:
+
+        async def read_on() -> None:
+            """From the moment of the cut, when it leads as far as it knows."""
+            with pytest.raises(Unavailable, match="reaches no leader"):
+                await world.get(old, "k")
+
+        nursery.start_soon(read_on)
+        await world.leader(among=others)
+        await world.put(others[0], "k", "new")
+        nursery.start_soon(read_on)
+    world.network.heal()
+    await world.settle()
+    assert await world.get(old, "k") == "new"
+
+
+@simulated(54)
+async def test_a_new_leader_leads_when_it_has_applied_what_came_before(world: World) -> None:
+    """Its clock is an hour behind, and so is its state by some entries: time goes on all the same
+    (the witness looks), and what it does as a leader it does knowing everything."""
+    await world.swarm_of("a", "b", "c")
+    name, leader = await a_follower(world), await world.leader()
+    host = world.hosts[name]
+    host.clock_off_ms, host.disk.apply_s = -HOUR_MS, (1.0, 1.0)
+    for n in range(20):
+        await world.put(leader, f"k{n}", "v")
+        await trio.sleep(0.05)
+    hand_over = world.replica(leader).hand_over
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(hand_over, NodeId(name))
+        replica = world.replica(name)
+        with trio.fail_after(10):
+            while not replica.leadership().ready:
+                assert replica.leadership().leader != name or not world.leaders()
+                await trio.sleep(0.005)
+        rows = host.disk.state.execute(
+            "SELECT count(*) FROM settings WHERE key LIKE 'k%'"
+        ).fetchone()  # fmt: skip
+        assert rows == (20,)
+        await world.put(name, "led", "v")
+    await world.settle()
+
+
+@simulated(55)
+async def test_time_goes_on_whoevers_clock_it_is(world: World) -> None:
+    await world.swarm_of("a", "b", "c")
+    for offset in (HOUR_MS, -HOUR_MS, 0):
+        leader = await world.leader()
+        world.hosts[leader].clock_off_ms = offset
+        for n in range(5):
+            await world.put(leader, f"k{n}", str(offset))
+        name = await a_follower(world)
+        await world.replica(leader).hand_over(NodeId(name))
+        await world.put(name, "k", str(offset))
+    await world.settle()
+
+
+@simulated(56)
+async def test_under_load_a_cut_link_costs_no_more_than_the_timer(world: World) -> None:
+    """As many forwards as may be are on their way to a leader that nobody hears any more."""
+    await world.swarm_of("a", "b", "c")
+    leader = await world.leader()
+    names = [n for n in "abc" if n != leader]
+    ends: list[float] = []
+    over = False
+
+    async def write(name: str, client: int) -> None:
+        n = 0
+        while not over:
+            n += 1
+            try:
+                key = f"{name}{client}-{n}"
+                await world.replica(name).propose(PutSetting(key, b"v"), CLIENT)
+                ends.append(trio.current_time())
+            except (Busy, Unavailable):
+                pass
+            await trio.sleep(0.05)
+
+    async with trio.open_nursery() as nursery:
+        for name in names:
+            for client in range(32):
+                nursery.start_soon(write, name, client)
+                await trio.sleep(0.001)
+        await trio.sleep(1)
+        cut_at = trio.current_time()
+        world.network.isolate(leader)
+        await trio.sleep(8)
+        over = True
+    assert next(at for at in ends if at > cut_at + 0.1) - cut_at < 2.2
+    after = [at for at in ends if at > cut_at + 2.2]
+    gaps = [later - at for at, later in pairwise(after)]
+    assert max(gaps) < 0.2
+    world.network.heal()
+    await world.settle()
+
+
+@simulated(57)
+async def test_a_command_of_a_term_that_is_over_goes_into_no_log(world: World) -> None:
+    await world.swarm_of("a", "b", "c")
+    leader = world.replica(await world.leader())
+    term = leader.leadership().term
+    await leader.hand_over()
+    await world.settle()
+    forwarded = {name: world.network.kinds["propose", name] for name in "abc"}
+    for _ in range(5):
+        with pytest.raises(SwarmError):
+            await leader.propose(PruneEvents(10, 1, term), CLIENT)
+    assert forwarded == {name: world.network.kinds["propose", name] for name in "abc"}

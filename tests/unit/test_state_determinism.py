@@ -1,0 +1,257 @@
+"""Applying is deterministic: the same history leaves the same state, however it is cut in batches
+and wherever it runs. What the source may not say for that stands in test_state_source.py."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from swarmd.domain.actors import Actor
+from swarmd.domain.groups import Group, GroupKind
+from swarmd.domain.jobs import (
+    AttemptId,
+    AttemptStatus,
+    Constraint,
+    Fetch,
+    GroupId,
+    Installed,
+    JobId,
+    JobSpec,
+    NodeId,
+    Output,
+    Resources,
+    Result,
+)
+from swarmd.domain.nodes import AdminState, Capacity, Node, NodeKind, Taint, TaintEffect
+from swarmd.state import commands as c
+from swarmd.state.machine import RULES, Machine, dump_hash
+from tests.unit.test_state_jobs import State
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+OUTPUTS = (Output(), Output(b"out", size=3), Output(blob="b" * 64, size=10**6))
+
+
+class Story:
+    """A random history of all commands: many of them refused, repeated, late or fenced off."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.at = 1_000_000
+        self.jobs = 0
+        self.sent: list[tuple[Any, c.RequestId]] = []
+        self.seqs = dict.fromkeys((11, 12, 13), 0)
+        self.boots = dict.fromkeys((11, 12, 13), 1)
+
+    def entries(self, count: int) -> list[c.Entry]:
+        found: list[c.Entry] = []
+        index = term = 1
+        while len(found) < count:
+            index += 1
+            if self.rng.random() < 0.02:
+                term += 1
+            self.at += self.rng.choice((0, 0, 1, 50, 5000))
+            for _ in range(self.rng.choice((1, 1, 1, 5))):
+                command, request = self._next(term)
+                actor = Actor(self.rng.choice("xyz"), self.rng.choice(("jobqueue", "console")))
+                found.append(c.Entry(index, term, self.at, actor, command, request))
+        return found
+
+    def _next(self, term: int) -> tuple[Any, c.RequestId | None]:
+        rng = self.rng
+        if self.sent and rng.random() < 0.1:
+            return rng.choice(self.sent[-200:])
+        origin = rng.choice((11, 12, 13))
+        if rng.random() < 0.005:
+            self.boots[origin] += 1
+            self.seqs[origin] = 0
+        self.seqs[origin] += rng.choice((1, 1, 1, 2))
+        request = c.RequestId(origin, self.boots[origin], self.seqs[origin])
+        if rng.random() < 0.05:
+            term -= 1
+        make = rng.choice(MAKERS)
+        self.sent.append((make(self, term), request))
+        return self.sent[-1]
+
+    def job(self) -> JobId:
+        return JobId(f"j{self.rng.randint(1, max(1, self.jobs))}")
+
+    def node(self) -> NodeId:
+        return NodeId(f"n{self.rng.randint(1, 4)}")
+
+    def attempt(self) -> AttemptId:
+        return AttemptId(self.rng.randint(1, max(1, self.jobs)))
+
+    def labels(self) -> dict[str, str]:
+        names = ["disk", "zone", "gpu", "rack"]
+        self.rng.shuffle(names)
+        return {name: self.rng.choice("ab") for name in names[: self.rng.randint(0, 4)]}
+
+    def result(self) -> Result:
+        return Result(exit_code=self.rng.randint(0, 2), stdout=self.rng.choice(OUTPUTS))
+
+    def submit(self, term: int) -> c.SubmitJobs:
+        rng, new = self.rng, []
+        for _ in range(rng.randint(1, 4)):
+            again = rng.random() < 0.05
+            self.jobs += not again
+            spec = JobSpec(
+                rng.choice(("t1", "t2", "t3")),
+                rng.choice((Installed("true"), Fetch("blob:sha256:" + "a" * 64, "a" * 64))),
+                priority=rng.choice((10, 50, 100)), labels=self.labels(), env=self.labels(),
+                max_retries=rng.randint(0, 2), timeout_s=rng.choice((None, 5.0)),
+                depends_on=tuple(self.job() for _ in range(rng.choice((0, 0, 0, 1, 3)))),
+                idempotency_key=rng.choice((None, None, "k1", "k2", "k3")),
+                resources=Resources(cpus=rng.choice((None, 1.0)), gpus=rng.choice((0, 0, 1))),
+                constraints=rng.choice(((), (Constraint("node.labels.disk", "==", "a"),))),
+            )  # fmt: skip
+            new.append(c.NewJob(self.job() if again else JobId(f"j{self.jobs}"), spec))
+        return c.SubmitJobs(tuple(new), rng.choice((None, GroupId("g1"))))
+
+    def create_group(self, term: int) -> c.CreateGroup:
+        name = GroupId(f"g{self.rng.randint(1, 6)}")
+        return c.CreateGroup(Group(name, self.rng.choice([*GroupKind]), labels=self.labels()))
+
+    def cancel(self, term: int) -> c.CancelJobs:
+        return c.CancelJobs((self.job(), self.job()), self.rng.random() < 0.5)
+
+    def claim(self, term: int) -> c.ClaimJob:
+        return c.ClaimJob(self.rng.choice(("e1", "e2")), "10.0.0.1", self.labels())
+
+    def assign(self, term: int) -> c.AssignJobs:
+        devices = self.rng.choice(((), (), ("gpu0",)))
+        return c.AssignJobs(
+            tuple(c.Assignment(self.job(), self.node(), devices) for _ in range(4)), term
+        )
+
+    def report(self, term: int) -> c.ReportAttempts:
+        ends = [s for s in AttemptStatus if s not in (AttemptStatus.ASSIGNED,)]
+        reports = tuple(
+            c.AttemptReport(
+                self.attempt(), self.rng.choice((None, 20)), self.rng.choice((None, 10)),
+                self.rng.choice((None, *ends)), self.rng.choice((None, self.result())),
+            )
+            for _ in range(3)
+        )  # fmt: skip
+        return c.ReportAttempts(self.node(), reports)
+
+    def finish(self, term: int) -> c.FinishClaim:
+        ok = self.rng.random() < 0.5
+        return c.FinishClaim(self.job(), self.rng.choice(("e1", "e2")), ok, self.result())
+
+    def expire(self, term: int) -> c.ExpireAttempts:
+        return c.ExpireAttempts((self.attempt(),), (self.attempt(),), term)
+
+    def wake(self, term: int) -> c.WakeJobs:
+        return c.WakeJobs(self.rng.randint(1, 5), term)
+
+    def settle(self, term: int) -> c.SettleDependents:
+        return c.SettleDependents(self.rng.randint(1, 5), term)
+
+    def prune(self, term: int) -> c.PruneJobs:
+        return c.PruneJobs(self.at - 100_000, self.rng.randint(1, 5), term)
+
+    def prune_events(self, term: int) -> c.PruneEvents:
+        return c.PruneEvents(500, self.rng.randint(1, 50), term)
+
+    def put_node(self, term: int) -> c.PutNode:
+        rng, node_id = self.rng, self.node()
+        return c.PutNode(
+            Node(
+                node_id, rng.choice((node_id, node_id, "taken")), kind=rng.choice([*NodeKind]),
+                capacity=Capacity(rng.randint(0, 3)), labels=self.labels(),
+                taints=rng.choice(((), (), (Taint("k", TaintEffect.NO_SCHEDULE),))),
+                admin=rng.choice([*AdminState]),
+            )
+        )  # fmt: skip
+
+    def add_blob(self, term: int) -> c.AddBlob:
+        return c.AddBlob(self.rng.choice("abc") * 64, 100, self.node())
+
+    def drop_blobs(self, term: int) -> c.DropBlobs:
+        return c.DropBlobs(self.at, self.rng.randint(1, 3), term)
+
+    def put_setting(self, term: int) -> c.PutSetting:
+        value = self.rng.randbytes(8)
+        return c.PutSetting(self.rng.choice("abc"), value, self.rng.random() < 0.3)
+
+    def raise_version(self, term: int) -> c.RaiseVersion:
+        return c.RaiseVersion(1, term)
+
+
+MAKERS = [
+    Story.submit, Story.submit, Story.submit, Story.create_group, Story.cancel, Story.claim,
+    Story.claim, Story.assign, Story.assign, Story.report, Story.report, Story.report,
+    Story.finish, Story.expire, Story.wake, Story.settle, Story.prune, Story.prune_events,
+    Story.put_node, Story.put_node, Story.add_blob, Story.drop_blobs, Story.put_setting,
+    Story.raise_version,
+]  # fmt: skip
+
+
+def replay(entries: list[c.Entry], batch_max: int, seed: int) -> tuple[str, list[str]]:
+    """The dump after a history in batches of such sizes, and what each entry was answered."""
+    state, rng = State(), random.Random(seed)
+    answers: list[str] = []
+    at = 0
+    while at < len(entries):
+        size = rng.randint(1, batch_max)
+        for applied in state.machine.apply(entries[at : at + size]):
+            refusal = applied.refusal and (applied.refusal.code, applied.refusal.message)
+            answers.append(repr((applied.value, refusal, applied.events, applied.repeated)))
+        at += size
+        if rng.random() < 0.05:
+            state.machine = Machine(state.conn)
+    state.check_counts()
+    dump = dump_hash(state.conn)
+    state.conn.close()
+    return dump, answers
+
+
+def test_the_story_tells_of_every_command_and_most_of_them_do_something() -> None:
+    entries = Story(1).entries(4000)
+    assert {type(entry.command) for entry in entries} == {*RULES}
+    state, done = State(), set()
+    for entry in entries:
+        (applied,) = state.machine.apply([entry])
+        if applied.events or applied.value:
+            done.add(type(entry.command))
+    assert {*RULES} - done <= {c.RaiseVersion, c.AddBlob}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_same_history_in_other_batches_leaves_the_same_state(seed: int) -> None:
+    entries = Story(seed).entries(1500)
+    alone = replay(entries, 1, seed)
+    for batch_max in (4, 64, 1500):
+        assert replay(entries, batch_max, seed + batch_max) == alone
+
+
+def test_the_same_history_in_other_processes_leaves_the_same_state(tmp_path: Path) -> None:
+    """Each with another order of sets, of the names in a dict, and in another place."""
+    entries = Story(9).entries(1500)
+    path = tmp_path / "history"
+    path.write_bytes(msgspec.msgpack.encode(entries))
+    program = (
+        "import sys, msgspec; from pathlib import Path;"
+        "from swarmd.state import commands as c;"
+        "from tests.unit.test_state_determinism import replay;"
+        "data = Path(sys.argv[1]).read_bytes();"
+        "print(replay(msgspec.msgpack.decode(data, type=list[c.Entry]), int(sys.argv[2]), 1)[0])"
+    )
+    dumps = {replay(entries, 8, 2)[0]}
+    for hash_seed, batch_max, zone in (("1", "1", "UTC"), ("2", "200", "Asia/Tokyo")):
+        ran = subprocess.run(
+            [sys.executable, "-c", program, str(path), batch_max], timeout=60, check=True,
+            env={**os.environ, "PYTHONHASHSEED": hash_seed, "TZ": zone, "PYTHONPATH": str(ROOT)},
+            cwd=tmp_path, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        dumps.add(ran.stdout.strip())
+    assert len(dumps) == 1
