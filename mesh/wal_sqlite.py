@@ -292,7 +292,8 @@ class SqliteLog:
     def _show(self, ticket: _Ticket) -> None:
         commit = self._hard.commit
         if (snapshot := ticket.snapshot) is not None:
-            if not ticket.keep:
+            # What a snapshot keeps may have been hidden since, by a write that waits behind it.
+            if not ticket.keep or snapshot.index > self._last:
                 self._compacted, self._last = snapshot, snapshot.index
                 self._recent.reset(snapshot.index + 1)
                 self._terms = Terms(snapshot.index, snapshot.term)

@@ -45,6 +45,7 @@ class Holder(Protocol):
 
     node: Node
     cluster_id: str
+    introduced: trio.Event
     members: dict[NodeId, Node]
 
     async def propose(self, command: Command[T], actor: Actor) -> T: ...
@@ -98,6 +99,8 @@ class Members:
         if ask.node.id != peer:
             raise Refused("invalid", "a node joins for itself alone")
         leadership = holder.leadership()
+        if leadership.leader == holder.node.id and not holder.introduced.is_set():
+            raise Refused(Unavailable.code, "the swarm is only being founded")
         if leadership.leader != holder.node.id or not leadership.ready:
             leader = holder.members.get(leadership.leader) if leadership.leader else None
             raise Refused(
@@ -110,7 +113,8 @@ class Members:
                 await self.change(learners=(ask.node.id,))
         except SwarmError as refusal:
             raise Refused(refusal.code, refusal.message) from None
-        members = tuple((node.id, node.mesh) for node in holder.members.values())
+        known = {**holder.members, holder.node.id: holder.node}
+        members = tuple((node.id, node.mesh) for node in known.values())
         return msgspec.msgpack.encode(Joined(holder.cluster_id, members))
 
     def _everyone(self) -> set[int]:

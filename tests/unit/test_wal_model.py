@@ -218,16 +218,29 @@ class LogModel(RuleBasedStateMachine):
         self.settle()
         folder = self.folder / str(next(self.numbers))
         folder.mkdir()
-        for name in ("raft.db", "raft.db-wal"):
-            shutil.copy(self.path.with_name(name), folder)
+        for name, content in self.image().items():
+            (folder / name).write_bytes(content)
         self.host.close()
         self.path = folder / "raft.db"
         self.open_again()
         hard = self.host.call(lambda log: log.hard_state)
         assert (hard.term, hard.vote) == (self.hard.term, self.hard.vote)
-        # The commit index alone may lag behind.
+        # The commit index alone may lag behind. By how much is the disk's doing, so it is told
+        # again: what is drawn next may not depend on it.
         assert self.compacted.index <= hard.commit <= self.hard.commit
-        self.hard = hard
+        self.write(lambda log: log.append([], self.hard), True)
+
+    def image(self) -> dict[str, bytes]:
+        """Both files as of one moment: the thread may be writing one back into the other."""
+
+        def look() -> dict[str, bytes]:
+            return {n: self.path.with_name(n).read_bytes() for n in ("raft.db", "raft.db-wal")}
+
+        for _ in range(100):
+            first = look()
+            if look() == first:
+                return first
+        raise AssertionError("the files never rest")
 
     def open_again(self) -> None:
         self.host.open(self.path)
