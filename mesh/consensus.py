@@ -39,6 +39,8 @@ from mesh.raft import (
     conf_state_after,
     decode_change,
 )
+from mesh.succession import Succession
+from mesh.timing import Rng, Timing
 from mesh.wal import RaftLog
 from mesh.wal_errors import LogBusy
 from mesh.wires import Refused, Wires
@@ -46,17 +48,6 @@ from mesh.wires import Refused, Wires
 log = logging.getLogger(__name__)
 
 FULL_LOG_PAUSE_S = 0.05
-CAMPAIGN_WAITS = ((0, 1), (1, 3), (2, 6))
-"""Before each campaign against a leader that is gone for certain, in jitters: those who stand at
-once share the votes, and need not wait for the timer to stand again."""
-
-
-class Rng(Protocol):
-    """Where chance comes from: a random.Random, seeded where a run is to be repeated."""
-
-    def randrange(self, stop: int, /) -> int: ...
-
-    def uniform(self, a: float, b: float, /) -> float: ...
 
 
 class Application(Protocol):
@@ -75,22 +66,6 @@ class Application(Protocol):
 
     def changed(self) -> None:
         """Who leads, in which term, or who is a member, is another than before."""
-
-
-@dataclass(frozen=True)
-class Timing:
-    tick_s: float = 0.1
-    election_ticks: int = 10
-    heartbeat_ticks: int = 1
-    probe_timeout_s: float = 0.3
-    """For a fresh connection to a leader whose stream broke."""
-    jitter_s: float = 0.1
-    """Before a follower campaigns whose leader is gone for certain, at most; see CAMPAIGN_WAITS."""
-    read_again_s: float = 0.5
-    """A read whose confirmation was lost is asked for again."""
-
-
-LAN = Timing(tick_s=0.05)
 
 
 class Consensus:
@@ -133,8 +108,7 @@ class Consensus:
         self._gathering: _Read | None = None
         self._read_prefix = raft_id.to_bytes(8, "big") + boot.to_bytes(8, "big")
         self._read_number = 0
-        self._suspecting = False
-        self._led = trio.Event()
+        self._succession = Succession(raft_id, node, wires, timing, rng, self._kick)
         self._broken: BaseException | None = None
 
     # What others ask of it.
@@ -234,13 +208,21 @@ class Consensus:
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                self._succession.begin(nursery)
                 nursery.start_soon(self._tick)
                 while True:
                     self._work()
                     await self._wake.wait()
                     self._wake = trio.Event()
         finally:
-            self._suspecting = True  # the wires live longer, and go on telling of links
+            self._succession.end()  # the wires live longer, and go on telling of links
+
+    def _kick(self) -> None:
+        self._wake.set()
+
+    def _link_changed(self, peer: str, up: bool, reason: str) -> None:
+        if not up and self._names.get(self._core.lead) == peer:
+            self._succession.suspect(peer)
 
     async def _tick(self) -> None:
         """Ticks that were missed are dropped: a burst of them would depose a leader for nothing."""
@@ -312,13 +294,12 @@ class Consensus:
         standing = (self._core.term, self._core.lead)
         if standing != self._standing:
             self._standing = standing
-            if standing[1] != NOBODY:
-                self._led.set()
             self.term_began = node.status().last_index if self.leads else 0
             if self._flying is not None:
                 self._flying.asked_at = -math.inf
                 self._wake.set()
             self._application.changed()
+        self._succession.look()
 
     def _send(self, message: Message) -> None:
         peer = self._names.get(message.to)
@@ -421,37 +402,6 @@ class Consensus:
         read.done.set()
         self._flying = None
         self._wake.set()
-
-    # A leader that is gone.
-
-    def _link_changed(self, peer: str, up: bool, reason: str) -> None:
-        if not up and not self._suspecting and self._names.get(self._core.lead) == peer:
-            self._suspecting = True
-            self._nursery.start_soon(self._suspect, peer, self._core.lead)
-
-    async def _suspect(self, peer: str, leader: int) -> None:
-        """A broken stream alone says little; with a fresh connection refused too, the leader is
-        gone, and nobody need wait for the timer."""
-        try:
-            if await self._wires.probe(peer, self._timing.probe_timeout_s):
-                return
-            if self._core.lead != leader:
-                return
-            self._node.forget_leader()
-            self._wake.set()
-            self._led = trio.Event()
-            for shortest, longest in CAMPAIGN_WAITS:
-                term, jitter_s = self._core.term, self._timing.jitter_s
-                with trio.move_on_after(self._rng.uniform(shortest * jitter_s, longest * jitter_s)):
-                    await self._led.wait()
-                    return
-                if self._core.term != term and self._core.vote not in (NOBODY, self.raft_id):
-                    continue  # it has this node's vote: let it win
-                log.info("the leader is gone: this node campaigns", extra={"leader": peer})
-                self._node.campaign()
-                self._wake.set()
-        finally:
-            self._suspecting = False
 
 
 @dataclass(slots=True, eq=False)

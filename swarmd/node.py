@@ -25,7 +25,7 @@ from api.common.surface import Access, Surface
 from api.console import app as console
 from api.console.routes import Console
 from api.jobqueue import app as jobqueue
-from mesh.consensus import LAN, Timing
+from mesh.timing import LAN, Timing
 from mesh.transport import Me, TransportSettings, open_transport
 from mesh.wal import RaftLog
 from mesh.wal_sqlite import open_log

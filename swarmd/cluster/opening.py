@@ -13,8 +13,9 @@ from pathlib import Path
 
 import trio
 
-from mesh.consensus import Consensus, Rng, Timing, core_config
+from mesh.consensus import Consensus, core_config
 from mesh.raft import ConfState, HardState, RawNode, Snapshot, SnapshotMeta
+from mesh.timing import Rng, Timing
 from mesh.wal import RaftLog, find_put_back
 from mesh.wal_errors import LogBusy
 from mesh.wires import WireError, Wires

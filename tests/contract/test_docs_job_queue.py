@@ -14,7 +14,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "job-queue.md"
 
 
 def test_every_command_of_the_page_runs(tmp_path: Path) -> None:
-    need("bash")
+    need("bash", "curl")
     script = "\n".join(re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL))
     with running_daemon(tmp_path / "node") as daemon:
         for name, port in SURFACES.items():

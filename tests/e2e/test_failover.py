@@ -69,9 +69,8 @@ def test_a_leader_that_is_cut_off_is_replaced(tmp_path: Path, timing: str) -> No
         failure.add_note(f"SWARMD_SOAK_SEED={SEED}; see {tmp_path}")
         raise
     print(figures(tried.outages))
-    # Now and then two stand at once, share the votes, and wait for the timer once more.
-    p90 = percentile([outage.first_s for outage in tried.outages], 0.9)
-    assert p90 <= CUT_S[timing] * LENIENCE, figures(tried.outages)
+    worst = max(outage.first_s for outage in tried.outages)
+    assert worst <= CUT_S[timing] * LENIENCE, figures(tried.outages)
 
 
 def test_a_leader_that_is_stopped_hands_over(tmp_path: Path) -> None:

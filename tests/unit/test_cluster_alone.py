@@ -193,9 +193,7 @@ async def test_a_state_of_a_newer_version_is_left_alone(opened: Opened, tmp_path
     db.execute("INSERT INTO _sqlite_migrations VALUES (99, 'swarmd', 'future', 'now')")
     db.commit()
     db.close()
-    with pytest.RaisesGroup(
-        pytest.RaisesExc(Unavailable, match="newer"), flatten_subgroups=True
-    ):
+    with pytest.RaisesGroup(pytest.RaisesExc(Unavailable, match="newer"), flatten_subgroups=True):
         async with opened():
             pass
 
