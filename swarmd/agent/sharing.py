@@ -33,6 +33,12 @@ class Asked(msgspec.Struct, frozen=True, array_like=True):
     size_bytes: int = 0
 
 
+class _Fetch:
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.refusal: SwarmError | None = None
+
+
 class NodeBlobs:
     """The port through which everyone above stores and reads."""
 
@@ -41,7 +47,7 @@ class NodeBlobs:
         self._store = store
         self._blob_bytes_max = blob_bytes_max
         self._actor = Actor(cluster.node.name, "mesh")
-        self._fetching: dict[str, trio.Event] = {}
+        self._fetching: dict[str, _Fetch] = {}
         self._fetches = trio.CapacityLimiter(FETCHES_MAX)
         cluster.answers_channel(GET, self._give)
         cluster.answers_channel(PUT, self._take)
@@ -131,21 +137,27 @@ class NodeBlobs:
         """Once, however many want it."""
         under_way = self._fetching.get(sha256)
         if under_way is not None:
-            await under_way.wait()
+            await under_way.done.wait()
+            if under_way.refusal is not None:
+                raise type(under_way.refusal)(under_way.refusal.message, sha256=sha256)
             return
-        self._fetching[sha256] = done = trio.Event()
+        self._fetching[sha256] = fetch = _Fetch()
         try:
             async with self._fetches:
                 await self._fetch_from_any(sha256)
+        except SwarmError as refusal:
+            fetch.refusal = refusal
+            raise
+        except BaseException:
+            fetch.refusal = Unavailable("whoever fetched the blob gave up; try again")
+            raise
         finally:
             del self._fetching[sha256]
-            done.set()
+            fetch.done.set()
 
     async def _fetch_from_any(self, sha256: str) -> None:
-        with local_reads():
-            holders = await self._cluster.read(ListHolders(sha256))
+        others = await self._other_holders(sha256)
         asked = msgspec.msgpack.encode(Asked(sha256))
-        others = [n for n in holders if n != self._cluster.node.id]
         for peer in sorted(others, key=lambda n: not self._cluster.peer(n).alive):
             try:
                 async with self._cluster.open_channel(peer, GET, asked) as channel:
@@ -167,6 +179,15 @@ class NodeBlobs:
         if others:
             raise Unavailable("no node that has the blob answers; try again later", sha256=sha256)
         raise NotFound("no such blob", sha256=sha256)
+
+    async def _other_holders(self, sha256: str) -> list[NodeId]:
+        """As this replica knows them. Where it knows none it may be behind: the swarm is asked."""
+        for local in (True, False):
+            with local_reads(local):
+                holders = await self._cluster.read(ListHolders(sha256))
+            if others := [n for n in holders if n != self._cluster.node.id]:
+                return others
+        return []
 
 
 async def _received(channel: Channel) -> AsyncIterator[bytes]:

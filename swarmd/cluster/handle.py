@@ -102,9 +102,9 @@ def read_locally() -> None:
 
 
 @contextmanager
-def local_reads() -> Iterator[None]:
-    """The same for as long as the body runs."""
-    token = _local_reads.set(True)
+def local_reads(local: bool = True) -> Iterator[None]:
+    """The same for as long as the body runs; or with False not so, whoever calls."""
+    token = _local_reads.set(local)
     try:
         yield
     finally:
