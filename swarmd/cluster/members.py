@@ -103,9 +103,9 @@ class Members:
             raise Refused(Unavailable.code, "the swarm is only being founded")
         if leadership.leader != holder.node.id or not leadership.ready:
             leader = holder.members.get(leadership.leader) if leadership.leader else None
-            raise Refused(
-                "not_leader", "another node leads", mesh=list(leader.mesh if leader else ())
-            )
+            # Facts of a refusal are plain words on the wires.
+            where = " ".join(leader.mesh) if leader else ""
+            raise Refused("not_leader", "another node leads", mesh=where)
         try:
             self._consensus.know({raft_id_of(peer): peer})
             await holder.propose(PutNode(ask.node), Actor(ask.node.name, "mesh"))
@@ -225,14 +225,10 @@ async def ask_to_join(wires: Wires, seeds: tuple[str, ...], node: Node) -> Joine
                         f"{address} does not take this node in: {reason}", **refused.facts
                     ) from None
                 if refused.code == "not_leader":
-                    waiting = [str(a) for a in _listed(refused.facts.get("mesh"))] + waiting
+                    waiting = str(refused.facts.get("mesh", "")).split() + waiting
             except WireError as error:
                 reason = error.message
             if reasons.get(address) != reason:
                 reasons[address] = reason
                 log.warning("not joined yet", extra={"seed": address, "reason": reason})
         await trio.sleep(JOIN_AGAIN_S)
-
-
-def _listed(value: object) -> list[object]:
-    return value if isinstance(value, list) else []

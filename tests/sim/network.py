@@ -16,6 +16,7 @@ from types import TracebackType
 
 import trio
 
+from mesh.frames import plain_facts
 from mesh.wires import (
     Aborted,
     CallHandler,
@@ -202,7 +203,7 @@ class SimWires:
         try:
             found = handler(peer, body)
         except Refused as refused:
-            self._answer(peer, call, refused)
+            self._answer(peer, call, _travelled(refused))
             return
         if inspect.isawaitable(found):
             self.nursery.start_soon(self._work, peer, found, call)
@@ -218,7 +219,7 @@ class SimWires:
             with call.scope:
                 answer = await work
         except Refused as refused:
-            answer = refused
+            answer = _travelled(refused)
         finally:
             self._answer(peer, call, answer)
 
@@ -258,7 +259,7 @@ class SimWires:
             await handler(stream.peer, body, stream)
             await stream.aclose()
         except Refused as refused:
-            stream.other.fail(refused)
+            stream.other.fail(_travelled(refused))
         except (Unreachable, Aborted):
             pass
 
@@ -383,3 +384,8 @@ class SimStream:
             await self.aclose()
         else:
             self.abort("the other side gave up")
+
+
+def _travelled(refused: Refused) -> Refused:
+    """As it is when it comes out of real wires."""
+    return Refused(refused.code, refused.message, **plain_facts(refused.facts))

@@ -28,6 +28,16 @@ async def test_three_hosts_become_one_swarm_and_each_reads_what_any_wrote(world:
     await world.settle()
 
 
+@simulated(21)
+async def test_who_asks_a_follower_to_join_is_sent_to_the_leader(world: World) -> None:
+    await world.swarm_of("a", "b", "c")
+    follower = next(n for n in "abc" if n not in world.leaders())
+    began = trio.current_time()
+    await world.start("d", join=(follower,))
+    assert trio.current_time() - began < 5
+    await world.settle()
+
+
 @simulated(2)
 async def test_the_leaders_death_is_an_event_and_nothing_is_lost(world: World) -> None:
     await world.swarm_of("a", "b", "c")
