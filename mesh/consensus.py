@@ -102,6 +102,7 @@ class Consensus:
         self._standing = (0, 0)
         self.term_began = 0
         """On the leader: what must be applied before it knows all that was acknowledged."""
+        self._known_commit = 0
         self.heard_at: float | None = None
         """When this node last knew that it was in touch with the leader of the day."""
         self._flying: _Read | None = None
@@ -257,7 +258,10 @@ class Consensus:
         except LogLost as lost:
             self._broken = lost
         if message.sender == self._core.lead:
-            self.heard_at = trio.current_time()
+            # A heartbeat names no more than this node has; an append, how far the leader is.
+            self._known_commit = max(self._known_commit, message.commit)
+            if self._core.log.applied >= self._known_commit:
+                self.heard_at = trio.current_time()
         self._wake_if_due()
 
     def _wake_if_due(self) -> None:
