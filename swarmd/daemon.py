@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 
 import trio
 
+from mesh.raft import RaftError
 from mesh.wal_errors import LogError
 from mesh.wires import WireError
 from swarmd.config import Config
@@ -31,7 +32,7 @@ def run(config: Config) -> int:
     refused: list[BaseException] = []
     try:
         trio.run(_main, config)
-    except* (SwarmError, LogError, WireError) as refusals:
+    except* (SwarmError, LogError, WireError, RaftError) as refusals:
         refused += _leaves(refusals)
     for refusal in refused:
         line = f"swarmd: {refusal}"
