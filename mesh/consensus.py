@@ -41,13 +41,11 @@ from mesh.raft import (
 )
 from mesh.succession import Succession
 from mesh.timing import Rng, Timing
-from mesh.wal import RaftLog
+from mesh.wal import RaftLog, write_patiently
 from mesh.wal_errors import LogBusy
 from mesh.wires import Refused, Wires
 
 log = logging.getLogger(__name__)
-
-FULL_LOG_PAUSE_S = 0.05
 
 
 class Application(Protocol):
@@ -358,14 +356,9 @@ class Consensus:
 
     async def _install(self, message: Message, snapshot: Snapshot) -> None:
         async def restore_log() -> None:
-            while True:
-                try:
-                    ticket = self._log.append(message.entries, message.hard_state, snapshot.meta)
-                except LogBusy:
-                    await trio.sleep(FULL_LOG_PAUSE_S)
-                    continue
-                await ticket.wait()
-                return
+            await write_patiently(
+                lambda: self._log.append(message.entries, message.hard_state, snapshot.meta)
+            )
 
         self._conf = snapshot.meta.conf_state
         await self._application.install(snapshot, restore_log)

@@ -10,9 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+import trio
+
 from mesh.raft.types import NO_LIMIT, ConfState, Entry, HardState, Snapshot, SnapshotMeta
+from mesh.wal_errors import LogBusy
 
 OnDone = Callable[[], None]
+FULL_PAUSE_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -106,6 +110,18 @@ class RaftLog(Protocol):
     def use_conf_state(self, conf_state: ConfState) -> None:
         """Who votes as of what the machine has applied, where that is more than the log knows."""
         ...
+
+
+async def write_patiently(write: Callable[[], Ticket]) -> None:
+    """Hand a write over, again while too much waits for the disk, and wait until it is there."""
+    while True:
+        try:
+            ticket = write()
+        except LogBusy:
+            await trio.sleep(FULL_PAUSE_S)
+            continue
+        await ticket.wait()
+        return
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,30 +126,22 @@ def save(file: Path, as_json: bool, data_dir: Path | None) -> None:
 
 
 def _save(file: Path, headers: Mapping[str, str], pieces: Iterator[bytes]) -> tuple[int, str]:
+    from swarmd.drivers.files import fsync_dir, write_all
+
     digest, size = hashlib.sha256(), 0
     with _part(file) as out:
         for piece in pieces:
             digest.update(piece)
             size += len(piece)
-            _write(out, piece)
+            write_all(out, piece)
         found = digest.hexdigest()
         if headers.get("x-snapshot-sha256") != found:
             raise Refused("what came is not what was sent; nothing was saved, try again")
         os.fsync(out)
         _refuse_present(file)
         _part_of(file).rename(file)
-    folder = os.open(file.absolute().parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    fsync_dir(file.absolute().parent)
     return size, found
-
-
-def _write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]
 
 
 def _part_of(file: Path) -> Path:

@@ -7,11 +7,9 @@ from contextlib import asynccontextmanager
 
 from mesh.wires import ByteStream, Refused, WireError, Wires
 from swarmd.cluster.handle import Channel, ChannelAnswer
-from swarmd.domain.errors import ALL_ERRORS, SwarmError, Unavailable
+from swarmd.domain.errors import BY_CODE, SwarmError, Unavailable
 
 CONNECT_S_MAX = 3.0
-
-_ERRORS = {error.code: error for error in ALL_ERRORS}
 
 
 class StreamChannel:
@@ -52,15 +50,20 @@ def serve_channel(wires: Wires, name: str, answer: ChannelAnswer) -> None:
         try:
             await answer(asked, StreamChannel(stream))
         except SwarmError as refusal:
-            raise Refused(refusal.code, refusal.message, **refusal.facts) from None
+            raise wire_refusal(refusal) from None
 
     wires.handle_stream(name, handle)
 
 
+def wire_refusal(refusal: SwarmError) -> Refused:
+    """A refusal on its way to another node; `refusal_of` is what it becomes there."""
+    return Refused(refusal.code, refusal.message, **refusal.facts)
+
+
 def refusal_of(error: WireError) -> SwarmError:
     """What a wire's no means to whoever asked another node for something."""
-    if isinstance(error, Refused) and error.code in _ERRORS:
-        return _ERRORS[error.code](error.message, **error.facts)
+    if isinstance(error, Refused) and error.code in BY_CODE:
+        return BY_CODE[error.code](error.message, **error.facts)
     if isinstance(error, Refused):
         return Unavailable(f"the node refused: {error.message}")
     return Unavailable(f"the node does not answer: {error.message}")

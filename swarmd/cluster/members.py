@@ -11,6 +11,7 @@ import trio
 from mesh.consensus import Consensus
 from mesh.raft import Change, ChangeKind, ConfChangeV2, ProposalDropped
 from mesh.wires import Refused, WireError, Wires
+from swarmd.cluster.channels import wire_refusal
 from swarmd.cluster.handle import Leadership, LogView, Progress
 from swarmd.cluster.numbers import raft_id_of
 from swarmd.domain.actors import Actor
@@ -112,7 +113,7 @@ class Members:
             if raft_id_of(peer) not in self._everyone():
                 await self.change(learners=(ask.node.id,))
         except SwarmError as refusal:
-            raise Refused(refusal.code, refusal.message) from None
+            raise wire_refusal(refusal) from None
         known = {**holder.members, holder.node.id: holder.node}
         members = tuple((node.id, node.mesh) for node in known.values())
         return msgspec.msgpack.encode(Joined(holder.cluster_id, members))

@@ -16,6 +16,7 @@ import msgspec
 import trio
 
 from mesh.wires import Refused, WireError, Wires
+from swarmd.cluster.channels import wire_refusal
 from swarmd.cluster.handle import Leadership
 from swarmd.domain.actors import Actor
 from swarmd.domain.errors import Busy, Conflict, SwarmError, TooLarge, Unavailable
@@ -326,7 +327,7 @@ def serve_forwarded(entering: Entering, wires: Wires) -> None:
         try:
             entering.enter(_decode(body))
         except SwarmError as refusal:
-            raise Refused(refusal.code, refusal.message) from None
+            raise wire_refusal(refusal) from None
         return b""
 
     wires.handle_call(METHOD, take)

@@ -18,14 +18,13 @@ from typing import Any
 import msgspec
 import trio
 
-from mesh.consensus import FULL_LOG_PAUSE_S, Consensus
+from mesh.consensus import Consensus
 from mesh.raft import ConfState, Entry, EntryKind, Message, ProposalDropped, Snapshot
-from mesh.wal import RaftLog
-from mesh.wal_errors import LogBusy
+from mesh.wal import RaftLog, write_patiently
 from mesh.wires import Refused, WireError, Wires
 from swarmd.cluster.asks import ANSWERS as ASK_ANSWERS
 from swarmd.cluster.asks import AnyAsk, HandOver, ReadClock, ReadLogView
-from swarmd.cluster.channels import open_channel, refusal_of, serve_channel
+from swarmd.cluster.channels import open_channel, refusal_of, serve_channel, wire_refusal
 from swarmd.cluster.feed import Feed, FellBehind, Subscription
 from swarmd.cluster.handle import (
     Ask,
@@ -123,7 +122,6 @@ class Replica:
         self._members = Members(self, consensus, wires)
         self._stamped_at = store.last_at
         self._applied = store.place.index
-        self._conf: ConfState | None = None
         self._applied_waits: list[tuple[int, int, trio.Event]] = []
         self._wait_numbers = itertools.count()
         self._last_event_seq = 0
@@ -234,7 +232,7 @@ class Replica:
         try:
             return _encode(await answer(request))
         except SwarmError as refusal:
-            raise Refused(refusal.code, refusal.message, **refusal.facts) from None
+            raise wire_refusal(refusal) from None
 
     def answers(
         self, request: type[Ask[Any]], answer: Callable[[Any], Awaitable[Any]]
@@ -412,14 +410,7 @@ class Replica:
         log.info("the state was taken over from a copy", extra={"index": self._applied})
 
     async def _note_installing(self, index: int) -> None:
-        while True:
-            try:
-                ticket = self._log.set_fact(INSTALLING, str(index).encode())
-            except LogBusy:
-                await trio.sleep(FULL_LOG_PAUSE_S)
-                continue
-            await ticket.wait()
-            return
+        await write_patiently(lambda: self._log.set_fact(INSTALLING, str(index).encode()))
 
     def send_snapshot(self, peer: str, message: Message, sent: Callable[[bool], None]) -> None:
         self._snapshots.send(peer, message, sent)

@@ -22,6 +22,7 @@ from swarmd.cluster.snapshots import encode_conf
 from swarmd.domain.actors import Actor
 from swarmd.domain.errors import Conflict, Invalid, Unavailable
 from swarmd.state.anew import begin_anew
+from swarmd.state.store import sync_directory
 
 ACTOR = Actor("local", "restore")
 PART = "restore.part"
@@ -84,7 +85,7 @@ def restore(
         with part.open("rb") as whole:
             os.fsync(whole.fileno())
         part.rename(data_dir / "state.db")
-        _sync_directory(data_dir)
+        sync_directory(data_dir)
     except BaseException as error:
         for name in _OF_A_PART:
             with suppress(OSError):
@@ -125,11 +126,3 @@ def _new_file(path: Path) -> BinaryIO:
 def _sync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

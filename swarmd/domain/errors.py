@@ -71,3 +71,6 @@ class Unavailable(SwarmError):
 ALL_ERRORS: tuple[type[SwarmError], ...] = (
     Invalid, NotFound, Conflict, Unauthorized, Forbidden, TooLarge, Busy, Unavailable,
 )  # fmt: skip
+
+BY_CODE: dict[str, type[SwarmError]] = {error.code: error for error in ALL_ERRORS}
+"""For a refusal that was written down, or came from another node."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from swarmd.cluster.asks import Beat
 from swarmd.cluster.handle import LEADER, Cluster
 from swarmd.domain.actors import Actor
-from swarmd.domain.errors import ALL_ERRORS, NotFound, SwarmError, TooLarge
+from swarmd.domain.errors import BY_CODE, NotFound, SwarmError, TooLarge
 from swarmd.domain.groups import Group, GroupKind
 from swarmd.domain.jobs import (
     BULK_JOBS_MAX,
@@ -34,7 +34,6 @@ from swarmd.state.store import encoded_size
 
 BULK_ENTRY_JOBS = 100
 BULK_ENTRY_BYTES = 128 * 1024
-_CODES = {error.code: error for error in ALL_ERRORS}
 
 
 def _raised(outcome: Job | Refusal) -> Job:
@@ -44,7 +43,7 @@ def _raised(outcome: Job | Refusal) -> Job:
 
 
 def _error(refusal: Refusal) -> SwarmError:
-    return _CODES[refusal.code](refusal.message, **refusal.facts)
+    return BY_CODE[refusal.code](refusal.message, **refusal.facts)
 
 
 async def submit(cluster: Cluster, actor: Actor, spec: JobSpec) -> Job:

@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from swarmd.domain.errors import ALL_ERRORS, Conflict, SwarmError, Unavailable
+from swarmd.domain.errors import BY_CODE, Conflict, SwarmError, Unavailable
 from swarmd.domain.jobs import Job
 from swarmd.state.commands import ANSWERS, ONE_BY_ONE, Refusal, RequestId
 from swarmd.state.tx import insert_rows
@@ -21,7 +21,6 @@ REMEMBERED_MAX = 4096
 OUTCOME_BYTES_MAX = 4096
 
 _encode = msgspec.msgpack.Encoder(enc_hook=str).encode
-_ERRORS = {error.code: error for error in ALL_ERRORS}
 
 
 class _Kept(msgspec.Struct, array_like=True):
@@ -131,7 +130,7 @@ def outcome_of(command: type[Any], kept: bytes) -> Any:
             "it was done, but its answer was lost while this node caught up; look at what is there"
         )
     if found.code:
-        kind = _ERRORS.get(found.code.removeprefix("refused:"), Conflict)
+        kind = BY_CODE.get(found.code.removeprefix("refused:"), Conflict)
         raise kind(found.message, **found.facts)
     if command in ONE_BY_ONE:
         parts = msgspec.msgpack.decode(found.value, type=tuple[msgspec.Raw, ...])

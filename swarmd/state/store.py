@@ -373,7 +373,7 @@ def _put_in_place(file: Path, path: Path) -> sqlite3.Connection:
     """Nobody has the old file open: the last to close it took its log away."""
     _drop_rest(path)
     file.replace(path)
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
     return _open_writer(path, StoreSettings())
 
 
@@ -401,7 +401,7 @@ def _copy(live: Path, path: Path) -> SnapshotFile:
     size, digest = hash_file(path)
     with path.open("rb") as file:
         os.fsync(file.fileno())
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
     return SnapshotFile(path, place, size, digest)
 
 
@@ -440,7 +440,7 @@ def _checkpoint(path: Path) -> tuple[int, int]:
         conn.close()
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
