@@ -8,7 +8,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import trio
 
@@ -16,30 +16,43 @@ from mesh.raft import RaftError
 from mesh.wal_errors import LogError
 from mesh.wires import WireError
 from swarmd.config import Config
-from swarmd.domain.errors import SwarmError
-from swarmd.node import RunningNode, open_node
+from swarmd.domain.errors import SwarmError, leaves
+from swarmd.node import BeginAnew, RunningNode, open_node
 from swarmd.notify import READY, STOPPING, WATCHDOG, Notifier, take_notifier
 
 log = logging.getLogger(__name__)
 
 SWITCH_INTERVAL_S = 0.0005
 """The writer's thread must not keep the loop from the interpreter for longer than a request may."""
+LIVES_MAX = 3
+"""So often a process begins anew as another node; after that somebody has to look at it."""
 
 
 def run(config: Config) -> int:
     """Run a node until it is told to stop. The exit status: 0, or 1 with the reason on stderr."""
     sys.setswitchinterval(SWITCH_INTERVAL_S)
-    refused: list[BaseException] = []
-    try:
-        trio.run(_main, config)
-    except* (SwarmError, LogError, WireError, RaftError) as refusals:
-        refused += _leaves(refusals)
+    manager = take_notifier(os.environ, os.getpid())
+    for _ in range(LIVES_MAX):
+        refused = _live(config, manager)
+        gc.unfreeze()
+        if not any(isinstance(refusal, BeginAnew) for refusal in refused):
+            break
+        log.warning("this node begins anew as another", extra={"reason": str(refused[0])})
     for refusal in refused:
         line = f"swarmd: {refusal}"
         if config.log.format == "json":
             line = json.dumps({"level": "error", "message": str(refusal)})
         sys.stderr.write(line + "\n")
     return 1 if refused else 0
+
+
+def _live(config: Config, manager: Notifier) -> list[BaseException]:
+    refused: list[BaseException] = []
+    try:
+        trio.run(_main, config, manager)
+    except* (SwarmError, LogError, WireError, RaftError) as refusals:
+        refused += leaves(refusals)
+    return refused
 
 
 def _tell_ready(urls: Mapping[str, tuple[str, ...]], config: Config) -> None:
@@ -54,16 +67,7 @@ def _tell_ready(urls: Mapping[str, tuple[str, ...]], config: Config) -> None:
     sys.stderr.flush()
 
 
-def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
-
-
-async def _main(config: Config) -> None:
-    manager = take_notifier(os.environ, os.getpid())
+async def _main(config: Config, manager: Notifier) -> None:
     opening, opened = trio.CancelScope(), list[RunningNode]()
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async with trio.open_nursery() as around:

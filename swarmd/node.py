@@ -30,6 +30,7 @@ from mesh.transport import Me, TransportSettings, open_transport
 from mesh.wal import RaftLog
 from mesh.wal_sqlite import open_log
 from swarmd import __version__
+from swarmd.agent import rejoining
 from swarmd.agent.attempts import Attempts, AttemptsSettings, open_attempts
 from swarmd.agent.binaries import Binaries
 from swarmd.agent.blobs import BlobStore
@@ -37,17 +38,18 @@ from swarmd.agent.keeping import drop_unneeded
 from swarmd.agent.launch import find_account, reachable
 from swarmd.agent.leftovers import clear_leftovers
 from swarmd.agent.logs import AttemptLogs
+from swarmd.agent.rejoining import Rejoin
 from swarmd.agent.sharing import NodeBlobs
 from swarmd.cluster.asks import ReadLog
 from swarmd.cluster.handle import local_reads
 from swarmd.cluster.opening import OpeningSettings, open_replica
-from swarmd.cluster.replica import Replica
+from swarmd.cluster.replica import NotNewest, Replica
 from swarmd.config import Config, SurfaceSection
 from swarmd.config_sources import report
 from swarmd.control.leadership import lead_when_elected
 from swarmd.control.members import VoterSettings
 from swarmd.control.upkeep import UpkeepSettings
-from swarmd.domain.errors import SwarmError
+from swarmd.domain.errors import SwarmError, Unavailable, leaves
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Capacity, Node
 from swarmd.drivers.gpu import list_gpus
@@ -65,6 +67,10 @@ log = logging.getLogger(__name__)
 END_JOBS_S_MAX = 60.0
 CLUSTER_FACT = "cluster"
 AGAIN_S = 0.5
+
+
+class BeginAnew(Unavailable):
+    """This node's files are not to be gone on with; started again it joins as another."""
 
 
 class RunningNode:
@@ -89,9 +95,13 @@ async def open_node(config: Config) -> AsyncIterator[RunningNode]:
     data_dir = config.node.data_dir
     with claimed(data_dir):
         running = RunningNode()
+        earlier = rejoining.resume(data_dir, _known_id(data_dir))
         if not any((data_dir / name).exists() for name in ("state.db", "raft.db")):
             await clear_leftovers(data_dir)
-        async with _open_cluster(config, data_dir) as cluster:
+        async with (
+            _beginning_anew(data_dir),
+            _open_cluster(config, data_dir, earlier) as cluster,
+        ):
             store = BlobStore(data_dir / "blobs", bytes_max=config.jobs.blobs_total_bytes_max)
             cluster.blobs = NodeBlobs(cluster, store, config.jobs.blob_bytes_max)
             async with _open_agent(config, cluster, store, data_dir, running):
@@ -107,7 +117,25 @@ async def open_node(config: Config) -> AsyncIterator[RunningNode]:
 
 
 @asynccontextmanager
-async def _open_cluster(config: Config, data_dir: Path) -> AsyncIterator[Replica]:
+async def _beginning_anew(data_dir: Path) -> AsyncIterator[None]:
+    """Where this node must not go on as who it is, and others are there, note who it was: its next
+    start is that of another node."""
+    try:
+        yield
+    except* NotNewest as found:
+        lost = next(leaves(found))
+        assert isinstance(lost, NotNewest)
+        node_id = _known_id(data_dir)
+        if lost.seeds and node_id is not None:
+            rejoining.begin(data_dir, node_id, lost.seeds)
+            raise BeginAnew(lost.message) from None
+        raise
+
+
+@asynccontextmanager
+async def _open_cluster(
+    config: Config, data_dir: Path, earlier: Rejoin | None
+) -> AsyncIterator[Replica]:
     """This node's replica, its log and its wires; and what it does while it leads."""
     mesh = config.mesh
     copies = data_dir / "copies"
@@ -133,20 +161,23 @@ async def _open_cluster(config: Config, data_dir: Path) -> AsyncIterator[Replica
         node = await _describe(config, node_id, tuple(wires.addresses))
         async with (
             open_replica(
-                node, raft_log, store, wires, copies, settings, join=mesh.join, now_ms=_now_ms,
-                new_id=_Ids(), rng=rng,
+                node, raft_log, store, wires, copies, settings,
+                join=(*(earlier.seeds if earlier is not None else ()), *mesh.join),
+                replaces=earlier.replaces if earlier is not None else None,
+                now_ms=_now_ms, new_id=_Ids(), rng=rng,
             ) as cluster,
             trio.open_nursery() as nursery,
         ):  # fmt: skip
             nursery.start_soon(lead_when_elected, cluster, upkeep, voters)
-            nursery.start_soon(_note_swarm, cluster, raft_log)
+            nursery.start_soon(_note_swarm, cluster, raft_log, data_dir)
             yield cluster
             nursery.cancel_scope.cancel()
 
 
-async def _note_swarm(cluster: Replica, raft_log: RaftLog) -> None:
+async def _note_swarm(cluster: Replica, raft_log: RaftLog, data_dir: Path) -> None:
     """Of which swarm this node is: from its next start on it talks to no other's nodes."""
     await cluster.introduced.wait()
+    rejoining.done(data_dir)
     if raft_log.fact(CLUSTER_FACT) is None:
         await raft_log.set_fact(CLUSTER_FACT, cluster.cluster_id.encode()).wait()
 
@@ -221,13 +252,15 @@ async def _describe(config: Config, node_id: NodeId, mesh: tuple[str, ...]) -> N
 def _node_id(data_dir: Path) -> NodeId:
     """Made once; a data directory that was wiped is another node."""
     path = data_dir / "node-id"
-    try:
-        return NodeId(path.read_text().strip())
-    except FileNotFoundError:
+    if not path.exists():
         fresh = path.with_suffix(".new")
         fresh.write_text(str(uuid4()))
         fresh.replace(path)
-        return NodeId(path.read_text())
+    return NodeId(path.read_text().strip())
+
+
+def _known_id(data_dir: Path) -> NodeId | None:
+    return _node_id(data_dir) if (data_dir / "node-id").exists() else None
 
 
 @asynccontextmanager

@@ -14,11 +14,11 @@ from mesh.wires import Refused, WireError, Wires
 from swarmd.cluster.channels import wire_refusal
 from swarmd.cluster.handle import Leadership, LogView, Progress
 from swarmd.cluster.numbers import raft_id_of
-from swarmd.domain.actors import Actor
+from swarmd.domain.actors import SYSTEM, Actor
 from swarmd.domain.errors import Conflict, SwarmError, Unavailable
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Node
-from swarmd.state.commands import Command, PutNode, T
+from swarmd.state.commands import Command, PutNode, RemoveNode, T
 
 log = logging.getLogger(__name__)
 
@@ -30,10 +30,14 @@ LINK_LOOK_S = 0.02
 JOIN_TIMEOUT_S = 15.0
 JOIN_AGAIN_S = 0.25
 REDIRECTS_MAX = 5
+REMOVE_STEP = 100
+"""What a node holds is given back in parts: no entry takes long."""
 
 
 class JoinAsk(msgspec.Struct, frozen=True, array_like=True):
     node: Node
+    replaces: NodeId | None = None
+    """The id that the same host had before."""
 
 
 class Joined(msgspec.Struct, frozen=True, array_like=True):
@@ -108,6 +112,8 @@ class Members:
             where = " ".join(leader.mesh) if leader else ""
             raise Refused("not_leader", "another node leads", mesh=where)
         try:
+            if ask.replaces is not None:
+                await self._retire(ask.replaces, ask.node)
             self._consensus.know({raft_id_of(peer): peer})
             await holder.propose(PutNode(ask.node), Actor(ask.node.name, "mesh"))
             if raft_id_of(peer) not in self._everyone():
@@ -117,6 +123,30 @@ class Members:
         known = {**holder.members, holder.node.id: holder.node}
         members = tuple((node.id, node.mesh) for node in known.values())
         return msgspec.msgpack.encode(Joined(holder.cluster_id, members))
+
+    async def _retire(self, old: NodeId, host: Node) -> None:
+        """A host that begins anew takes its own place: whoever it was goes first, once the streams
+        to it have broken. Each step may be made again."""
+        known = self._holder.members.get(old)
+        if known is None or raft_id_of(old) == raft_id_of(host.id):
+            return
+        if known.name != host.name:
+            raise Conflict(
+                f"{old} is the node {known.name}, and this one is called {host.name}: it can take"
+                " its own place only",
+                name=known.name,
+            )
+        if self._wires.linked(old):
+            raise Unavailable(f"{old} is still there")
+        await self.remove(old)
+
+    async def remove(self, node_id: NodeId) -> None:
+        """Out of the log first, then out of the state: nobody counts on it any more."""
+        if raft_id_of(node_id) in self._everyone():
+            await self.change(removed=(node_id,))
+        command = RemoveNode(node_id, raft_id_of(node_id), REMOVE_STEP)
+        while await self._holder.propose(command, SYSTEM):
+            pass
 
     def _everyone(self) -> set[int]:
         conf = self._consensus.conf
@@ -206,9 +236,11 @@ class Members:
         return True
 
 
-async def ask_to_join(wires: Wires, seeds: tuple[str, ...], node: Node) -> Joined:
+async def ask_to_join(
+    wires: Wires, seeds: tuple[str, ...], node: Node, replaces: NodeId | None = None
+) -> Joined:
     """Ask every seed in turn, and whom they name as the leader, until one takes this node in."""
-    body = msgspec.msgpack.encode(JoinAsk(node))
+    body = msgspec.msgpack.encode(JoinAsk(node, replaces))
     reasons: dict[str, str] = {}
     while True:
         waiting = list(seeds)

@@ -21,14 +21,15 @@ from mesh.wal_errors import LogBusy
 from mesh.wires import WireError, Wires
 from swarmd.cluster.members import ask_to_join
 from swarmd.cluster.numbers import raft_id_of
-from swarmd.cluster.replica import INSTALLING, PING, Replica, ReplicaSettings
+from swarmd.cluster.replica import INSTALLING, PING, NotNewest, Replica, ReplicaSettings, not_newest
 from swarmd.cluster.snapshots import InThread, Snapshots, decode_conf, encode_conf
 from swarmd.domain.actors import SYSTEM
 from swarmd.domain.errors import Busy, Unavailable
-from swarmd.domain.nodes import Node
+from swarmd.domain.jobs import NodeId
+from swarmd.domain.nodes import Node, NodeKind
 from swarmd.state.commands import PutNode, PutSetting
 from swarmd.state.machine import Applied, Place
-from swarmd.state.queries import GetSetting, LastBoot
+from swarmd.state.queries import GetSetting, LastBoot, ListNodes
 from swarmd.state.store import StateStore
 
 log = logging.getLogger(__name__)
@@ -83,14 +84,17 @@ async def open_replica(
     *,
     in_thread: InThread = trio.to_thread.run_sync,
     join: Sequence[str] = (),
+    replaces: NodeId | None = None,
     now_ms: Callable[[], int],
     new_id: Callable[[], str],
     rng: Rng,
 ) -> AsyncIterator[Replica]:
-    """Take part while the body runs; on the way out, have another lead if this node does."""
+    """Take part while the body runs; on the way out, have another lead if this node does.
+    `replaces` is the id that this host had before it had to begin anew. NotNewest is raised at the
+    start, or when another proves that this node forgot what it promised."""
     me = raft_id_of(node.id)
     await _end_installing(raft_log, store)
-    cluster_id, told = await _standing(node, raft_log, store, wires, tuple(join))
+    cluster_id, told = await _standing(node, raft_log, store, wires, tuple(join), replaces)
     conf = ConfState() if store.place.conf is None else decode_conf(store.place.conf)
     snapshots = Snapshots(copies, store, wires, settings.snapshot_bytes_per_s_max, in_thread)
     raw = RawNode(
@@ -145,15 +149,16 @@ async def _end_installing(raft_log: RaftLog, store: StateStore) -> None:
 
 
 async def _standing(
-    node: Node, raft_log: RaftLog, store: StateStore, wires: Wires, join: tuple[str, ...]
-) -> tuple[str, Mapping[str, Sequence[str]]]:
+    node: Node, raft_log: RaftLog, store: StateStore, wires: Wires, join: tuple[str, ...],
+    replaces: NodeId | None,
+) -> tuple[str, Mapping[str, Sequence[str]]]:  # fmt: skip
     """The swarm's id, and members known beside those in the state."""
     me, place = raft_id_of(node.id), store.place
     voters = () if place.conf is None else decode_conf(place.conf).voters
     fresh_log = raft_log.last_index() == 0 and raft_log.hard_state == HardState()
     empty = raft_log.last_index() == 0 and place.conf is None
     if empty and join:  # also where an earlier start ended between being taken in and the copy
-        joined = await ask_to_join(wires, join, node)
+        joined = await ask_to_join(wires, join, node, replaces)
         log.info("joined", extra={"cluster_id": joined.cluster_id})
         return joined.cluster_id, {str(n): a for n, a in joined.members}
     if fresh_log and (place.conf is None or voters == (me,)):
@@ -164,9 +169,8 @@ async def _standing(
             " (--join) as before, or move the data directory away for a swarm of its own"
         )
     elif fresh_log:
-        raise Unavailable(
-            "the log raft.db is gone, and with it what this node promised to the other voters."
-            " Put it back, or move the data directory away and join again as a new node"
+        raise await _not_newest(
+            node.id, store, "the log raft.db is gone, and with it what this node promised to others"
         )
     elif raft_log.last_index() > 0 or place.index > 0:
         beginning = raft_log.compacted
@@ -178,13 +182,17 @@ async def _standing(
             place = await _begin(store, beginning)
         found = find_put_back(raft_log, applied_index=place.index, applied_term=place.term or None)
         if found is not None:
-            raise Unavailable(
-                f"the {found.which} on disk is not the newest of this node: {found.why}. Going on"
-                " with it could break promises to the others: put the newest files back, or move"
-                " the data directory away and join again as a new node"
-            )
+            raise await _not_newest(
+                node.id, store, f"the {found.which} on disk is not the newest of this node:"
+                f" {found.why}",
+            )  # fmt: skip
     known = await store.read(GetSetting(CLUSTER_ID))
     return ("" if known is None else known.decode()), {}
+
+
+async def _not_newest(me: NodeId, store: StateStore, why: str) -> NotNewest:
+    members: list[Node] = await store.read(ListNodes((NodeKind.MEMBER,)))
+    return not_newest(why, me, members)
 
 
 async def _found(me: int, raft_log: RaftLog, store: StateStore) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ import msgspec
 import trio
 
 from mesh.consensus import Consensus
-from mesh.raft import ConfState, Entry, EntryKind, Message, ProposalDropped, Snapshot
+from mesh.raft import ConfState, Entry, EntryKind, LogLost, Message, ProposalDropped, Snapshot
 from mesh.wal import RaftLog, write_patiently
 from mesh.wires import Refused, WireError, Wires
 from swarmd.cluster.asks import ANSWERS as ASK_ANSWERS
@@ -74,6 +74,24 @@ BATCH_BYTES_MAX = 200 * 1024
 BATCH_REQUESTS_MAX = 512
 
 Answer = Callable[[Any], Awaitable[Any]]
+
+
+class NotNewest(Unavailable):
+    """This node forgot what it promised to others, and must not go on. `seeds` are the mesh
+    addresses of those who may take it in as another node; none where it was alone."""
+
+    def __init__(self, message: str, seeds: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.seeds = seeds
+
+
+def not_newest(why: str, me: NodeId, members: Collection[Node]) -> NotNewest:
+    message = (
+        f"{why}. Going on with it could break promises to the others: put the newest files back,"
+        " or move the data directory away and join again as a new node"
+    )
+    others = [node for node in members if node.id != me and node.mesh]
+    return NotNewest(message, tuple(address for node in others for address in node.mesh))
 
 
 @dataclass(frozen=True)
@@ -150,8 +168,16 @@ class Replica:
             nursery.start_soon(self._proposals.run)
             nursery.start_soon(self._keep_members)
             nursery.start_soon(self._keep_linked)
-            nursery.start_soon(self._consensus.run, self)
+            nursery.start_soon(self._agree)
             task_status.started()
+
+    async def _agree(self) -> None:
+        try:
+            await self._consensus.run(self)
+        except* LogLost as lost:
+            why = "another node proves that the log on disk is not the newest of this node"
+            words = "; ".join(str(error) for error in lost.exceptions)
+            raise not_newest(f"{why}: {words}", self.node.id, self.members.values()) from None
 
     # The four verbs.
 

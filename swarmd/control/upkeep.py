@@ -20,6 +20,7 @@ from swarmd.domain.events import JobEnded, JobRetrying
 from swarmd.state.commands import (
     DropBlobs,
     ExpireAttempts,
+    ForgetGone,
     PruneEvents,
     PruneJobs,
     SettleDependents,
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 EXPIRE_EVERY_S = 5.0
 PRUNE_EVERY_S = 60.0
 BLOB_IDLE_MS = 3600_000
+GONE_KEPT_MS = 150 * 24 * 3600_000
+"""Longer than a certificate of theirs can be used for anything."""
 _PER_ENTRY = 100
 
 
@@ -108,6 +111,8 @@ async def prune(cluster: Cluster, term: int, settings: UpkeepSettings) -> None:
         await _until_few(partial(cluster.propose, jobs, SYSTEM))
         await _until_few(partial(cluster.propose, events, SYSTEM))
         await _until_few(partial(_dropped, cluster, blobs))
+        gone = ForgetGone(now - GONE_KEPT_MS, _PER_ENTRY, term)
+        await _until_few(partial(cluster.propose, gone, SYSTEM))
         await trio.sleep(PRUNE_EVERY_S)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar
 
 
@@ -74,3 +75,12 @@ ALL_ERRORS: tuple[type[SwarmError], ...] = (
 
 BY_CODE: dict[str, type[SwarmError]] = {error.code: error for error in ALL_ERRORS}
 """For a refusal that was written down, or came from another node."""
+
+
+def leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    """The errors of a group, without the groups inside it."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from leaves(error)
+        else:
+            yield error

@@ -159,9 +159,28 @@ class PruneEvents(Command[int], frozen=True):
 
 class PutNode(Command[Node], frozen=True):
     """Make a node known, or change what is known of it. Proposed only where something changed.
-    Conflict: another node has the name."""
+    Conflict: another node has the name, or this one was removed."""
 
     node: Node
+
+
+class RemoveNode(Command[int], frozen=True):
+    """Give back what a node holds, at most `limit` of it, and once nothing is left forget the node;
+    its id never comes back. Answers how much is left: 0, and it is gone. NotFound: no such node."""
+
+    node_id: NodeId
+    origin: int
+    """By which number its requests are known: none of them counts from then on."""
+    limit: int
+
+
+class ForgetGone(Command[int], frozen=True):
+    """Forget that nodes were removed before a time, when nothing of theirs is accepted any more.
+    Answers how many. Fenced by term."""
+
+    before: int
+    limit: int
+    term: int
 
 
 class AddBlob(Command[None], frozen=True):
@@ -210,6 +229,8 @@ AnyCommand = (
     | PruneJobs
     | PruneEvents
     | PutNode
+    | RemoveNode
+    | ForgetGone
     | AddBlob
     | DropBlobs
     | PutSetting
@@ -265,6 +286,8 @@ ANSWERS: dict[type[Any], Any] = {
     PruneJobs: int,
     PruneEvents: int,
     PutNode: Node,
+    RemoveNode: int,
+    ForgetGone: int,
     AddBlob: None,
     DropBlobs: tuple[str, ...],
     PutSetting: bytes,

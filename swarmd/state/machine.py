@@ -16,7 +16,7 @@ from swarmd.domain.errors import Conflict, SwarmError
 from swarmd.domain.events import Event
 from swarmd.state import commands as c
 from swarmd.state.requests import Requests
-from swarmd.state.rules import attempts, jobs, nodes
+from swarmd.state.rules import attempts, jobs, nodes, removal
 from swarmd.state.tx import Tx
 
 RULES: dict[type[Any], Callable[[Tx, Any], Any]] = {
@@ -32,6 +32,8 @@ RULES: dict[type[Any], Callable[[Tx, Any], Any]] = {
     c.FinishClaim: attempts.finish_claim,
     c.ExpireAttempts: attempts.expire,
     c.PutNode: nodes.put_node,
+    c.RemoveNode: removal.remove_node,
+    c.ForgetGone: removal.forget_gone,
     c.AddBlob: nodes.add_blob,
     c.DropBlobs: nodes.drop_blobs,
     c.PutSetting: nodes.put_setting,
@@ -120,6 +122,8 @@ class Machine:
             outcome = Applied(request, RULES[kind](tx, command), None, tx.keep())
         else:
             outcome = self._try_one(tx, entry, mark)
+        if kind is c.RemoveNode and outcome.value == 0:
+            requests.retire(command.origin)  # type: ignore[union-attr]
         if request is not None:
             requests.note(request, outcome.value, outcome.refusal)
         return outcome

@@ -19,6 +19,8 @@ from swarmd.state.tx import insert_rows
 
 REMEMBERED_MAX = 4096
 OUTCOME_BYTES_MAX = 4096
+GONE = 2**62
+"""The last boot of a node that was removed."""
 
 _encode = msgspec.msgpack.Encoder(enc_hook=str).encode
 
@@ -65,10 +67,12 @@ class Requests:
     def admit(self, request: RequestId) -> bool:
         """Whether this is to be applied now: False when it was. Conflict when nobody can say."""
         session = self._sessions.get(request.origin)
-        if session is None or request.boot > session.boot:
+        if session is None or session.boot < request.boot < GONE:
             self._sessions[request.origin] = _Session(request.boot, 0, 0)
             self._begun[request.origin] = None
             return True
+        if session.boot == GONE:
+            raise Conflict("the node that asked was removed from the swarm")
         if request.boot < session.boot:
             raise Conflict("the node that asked has been restarted since")
         if request.seq in session.known:
@@ -76,6 +80,11 @@ class Requests:
         if request.seq <= session.floor:
             raise Conflict("the request is older than those that are remembered")
         return True
+
+    def retire(self, origin: int) -> None:
+        """Nothing of this origin counts any more."""
+        self._sessions[origin] = _Session(GONE, 0, 0)
+        self._begun[origin] = self._touched[origin] = None
 
     def note(self, request: RequestId, value: Any, refusal: SwarmError | None) -> None:
         origin, seq = request.origin, request.seq

@@ -98,10 +98,17 @@ INSERT INTO spans SELECT kind, type, seq >> 11, status, priority, count(*) FROM 
 INSERT INTO spans SELECT kind, '', span, status, priority, sum(n) FROM spans GROUP BY 1, 3, 4, 5;
 """
 
+_GONE = """
+CREATE TABLE gone(id TEXT PRIMARY KEY, name TEXT NOT NULL, at INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX gone_at ON gone(at, id);
+CREATE INDEX blob_holders_node ON blob_holders(node_id, sha256);
+"""
+
 MIGRATIONS: tuple[tuple[str, str], ...] = (
     ("first", _FIRST),
     ("requests", _REQUESTS),
     ("spans", _SPANS),
+    ("gone", _GONE),
 )
 
 

@@ -14,6 +14,7 @@ REQUESTS = ("tests/unit/test_state_requests.py",)
 CONSENSUS = "mesh/consensus.py"
 HOLDER = "swarmd/cluster/replica.py"
 OPENING = "swarmd/cluster/opening.py"
+MEMBERS = "swarmd/cluster/members.py"
 FORWARDING = "swarmd/cluster/proposals.py"
 SNAPSHOTS = "swarmd/cluster/snapshots.py"
 MACHINE = "swarmd/state/machine.py"
@@ -58,6 +59,21 @@ MUTANTS = (
     Mutant(
         "votes anew after its log was lost", OPENING,
         "    elif fresh_log:\n", "    elif False:\n", COPIES,
+    ),
+    Mutant(
+        "takes the place of a node that is still there", MEMBERS,
+        "        if self._wires.linked(old):\n", "        if False:\n", REPLICA,
+    ),
+    Mutant(
+        "lets a node come back that was removed", "swarmd/state/rules/removal.py",
+        '    tx.execute("INSERT INTO gone VALUES (?,?,?)", (node.id, node.name, tx.at))\n', "",
+        (*REPLICA, "tests/unit/test_state_removal.py"),
+    ),
+    Mutant(
+        "takes requests of a node that was removed", REMEMBERED,
+        "        self._sessions[origin] = _Session(GONE, 0, 0)\n",
+        "        self._sessions[origin] = _Session(0, 0, 0)\n",
+        ("tests/unit/test_state_removal.py",),
     ),
     # Requests
     Mutant(

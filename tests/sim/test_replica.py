@@ -8,9 +8,12 @@ import trio
 from swarmd.cluster.feed import FellBehind
 from swarmd.cluster.handle import local_reads
 from swarmd.cluster.proposals import ProposalSettings
-from swarmd.cluster.replica import ReplicaSettings
-from swarmd.domain.errors import Busy, Conflict, Unavailable
-from swarmd.state.commands import PruneEvents, PutSetting
+from swarmd.cluster.replica import NotNewest, ReplicaSettings
+from swarmd.domain.errors import Busy, Conflict, Unavailable, leaves
+from swarmd.domain.jobs import NodeId
+from swarmd.domain.nodes import Node
+from swarmd.state.commands import PruneEvents, PutNode, PutSetting
+from swarmd.state.queries import ListNodes
 from tests.sim.chaos import quick
 from tests.sim.network import Weather
 from tests.sim.world import CLIENT, World, simulated
@@ -277,7 +280,9 @@ async def test_handing_over_is_quick_and_fails_no_request(world: World) -> None:
 
 
 @simulated(14)
-async def test_a_host_that_was_put_back_to_an_older_log_is_refused(world: World) -> None:
+async def test_a_host_that_was_put_back_to_an_older_log_takes_its_place_as_another(
+    world: World,
+) -> None:
     await world.swarm_of("a", "b", "c")
     for n in range(10):
         await world.put("a", f"k{n}", "v")
@@ -287,4 +292,32 @@ async def test_a_host_that_was_put_back_to_an_older_log_is_refused(world: World)
     del stored._entries[-3:]
     with pytest.raises(BaseExceptionGroup) as refused:
         await world.start("c")
-    assert refused.group_contains(Unavailable, match="not the newest")
+    assert refused.group_contains(NotNewest, match="not the newest")
+    lost = next(leaves(refused.value))
+    assert isinstance(lost, NotNewest) and sorted(lost.seeds) == ["a", "b"]
+    await world.start("c2", join=lost.seeds, replaces="c", called="c")
+    await world.until(lambda: _voters(world, "a") == {"a", "b", "c2"}, 30, "c2 votes in c's place")
+    await world.settle()
+    assert await world.get("c2", "k9") == "v"
+    nodes = await world.replica("c2").read(ListNodes())
+    assert {(node.id, node.name) for node in nodes} == {("a", "a"), ("b", "b"), ("c2", "c")}
+    # Who was replaced is gone for good, whatever it still asks for.
+    with pytest.raises(Conflict, match="does not come back"):
+        await world.propose("a", PutNode(Node(NodeId("c"), "d")))
+
+
+@simulated(15)
+async def test_nobody_takes_the_place_of_one_that_is_still_there(world: World) -> None:
+    await world.swarm_of("a", "b", "c")
+    with trio.move_on_after(5) as waited:
+        await world.start("c2", join=("a", "b"), replaces="c", called="c")
+    assert waited.cancelled_caught
+    assert _voters(world, "a") == {"a", "b", "c"}
+    with pytest.raises(BaseExceptionGroup) as refused:
+        await world.start("d", join=("a",), replaces="c")
+    assert refused.group_contains(Conflict, match="its own place only")
+
+
+def _voters(world: World, name: str) -> set[str]:
+    view = world.replica(name).log_view()
+    return set() if view.joint else set(view.voters)

@@ -72,7 +72,10 @@ class World:
 
     # Hosts
 
-    async def start(self, name: str, *, join: tuple[str, ...] = ()) -> Host:
+    async def start(
+        self, name: str, *, join: tuple[str, ...] = (), replaces: str | None = None,
+        called: str | None = None,
+    ) -> Host:  # fmt: skip
         """Bring a host up, and wait until its replica takes part."""
         host = self.hosts.get(name)
         if host is None:
@@ -82,11 +85,11 @@ class World:
             disk = Disk(name, rng, self.timers, self.witness)
             host = self.hosts[name] = Host(name, disk, place)
             self.network.addresses[name] = name
-        await self._nursery.start(self._live, host, join)
+        await self._nursery.start(self._live, host, join, replaces, called or name)
         return host
 
     async def _live(
-        self, host: Host, join: tuple[str, ...], *,
+        self, host: Host, join: tuple[str, ...], replaces: str | None, called: str, *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:  # fmt: skip
         host.stop, host.ended = trio.Event(), trio.Event()
@@ -102,9 +105,10 @@ class World:
                 async with trio.open_nursery() as nursery:
                     wires = SimWires(self.network, host.name, nursery)
                     wires.plug_in()
-                    node = Node(NodeId(host.name), host.name, mesh=(host.name,))
+                    node = Node(NodeId(host.name), called, mesh=(host.name,))
                     async with open_replica(
                         node, log, store, wires, host.place, self.settings, join=join, rng=rng,
+                        replaces=None if replaces is None else NodeId(replaces),
                         now_ms=now_ms, new_id=ids.__next__, in_thread=_inline,
                     ) as replica:  # fmt: skip
                         host.replica = replica

@@ -84,6 +84,10 @@ class Story:
     def job(self) -> JobId:
         return JobId(f"j{self.rng.randint(1, max(1, self.jobs))}")
 
+    def late_job(self) -> JobId:
+        """One that may well be ready still."""
+        return JobId(f"j{self.rng.randint(max(1, self.jobs - 8), max(1, self.jobs))}")
+
     def node(self) -> NodeId:
         return NodeId(f"n{self.rng.randint(1, 4)}")
 
@@ -129,7 +133,7 @@ class Story:
     def assign(self, term: int) -> c.AssignJobs:
         devices = self.rng.choice(((), (), ("gpu0",)))
         return c.AssignJobs(
-            tuple(c.Assignment(self.job(), self.node(), devices) for _ in range(4)), term
+            tuple(c.Assignment(self.late_job(), self.node(), devices) for _ in range(4)), term
         )
 
     def report(self, term: int) -> c.ReportAttempts:
@@ -173,6 +177,20 @@ class Story:
             )
         )  # fmt: skip
 
+    def passing(self) -> NodeId:
+        """One of those that come and go, and do not come again."""
+        return NodeId(f"passing{self.rng.randint(0, 40)}")
+
+    def put_passing(self, term: int) -> c.PutNode:
+        node_id = self.passing()
+        return c.PutNode(Node(node_id, node_id, capacity=Capacity(2)))
+
+    def remove_node(self, term: int) -> c.RemoveNode:
+        return c.RemoveNode(self.passing(), self.rng.randint(1, 9), self.rng.randint(1, 3))
+
+    def forget_gone(self, term: int) -> c.ForgetGone:
+        return c.ForgetGone(self.at - 100_000, self.rng.randint(1, 3), term)
+
     def add_blob(self, term: int) -> c.AddBlob:
         return c.AddBlob(self.rng.choice("abc") * 64, 100, self.node())
 
@@ -191,7 +209,8 @@ MAKERS = [
     Story.submit, Story.submit, Story.submit, Story.create_group, Story.cancel, Story.claim,
     Story.claim, Story.assign, Story.assign, Story.report, Story.report, Story.report,
     Story.finish, Story.expire, Story.wake, Story.settle, Story.prune, Story.prune_events,
-    Story.put_node, Story.put_node, Story.add_blob, Story.drop_blobs, Story.put_setting,
+    Story.put_node, Story.put_node, Story.put_passing, Story.remove_node, Story.forget_gone,
+    Story.add_blob, Story.drop_blobs, Story.put_setting,
     Story.raise_version,
 ]  # fmt: skip
 

@@ -35,6 +35,12 @@ def save_node(tx: Tx, node: Node) -> Node:
             name=node.name,
             node_id=other[0],
         )
+    if tx.execute("SELECT 1 FROM gone WHERE id = ?", (node.id,)).fetchone() is not None:
+        raise Conflict(
+            "this node was removed from the swarm, and its id does not come back: move its data"
+            " directory away, and join again as a new node",
+            node_id=node.id,
+        )
     known = find_node(tx.execute, node.id)
     if known is not None and replace(node, revision=known.revision) == known:
         return known

@@ -1,0 +1,90 @@
+"""A node that is removed: what it held goes to others, its id and its requests never come back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from swarmd.domain.actors import Actor
+from swarmd.domain.errors import Conflict, NotFound
+from swarmd.domain.events import AttemptStopped, JobRequeued, NodeChanged
+from swarmd.domain.jobs import JobStatus, NodeId
+from swarmd.domain.nodes import Node
+from swarmd.state import commands as c
+from swarmd.state import queries as q
+from swarmd.state.machine import Applied, Machine
+from tests.unit.test_state_jobs import State
+
+N1 = NodeId("n1")
+ORIGIN = 77
+LIMIT = 2
+
+
+@pytest.fixture
+def state() -> State:
+    return State()
+
+
+def remove(state: State, limit: int = LIMIT) -> int:
+    return int(state.apply(c.RemoveNode(N1, ORIGIN, limit)))
+
+
+def ask(state: State, command: Any, boot: int, seq: int) -> Applied:
+    """A request of the node's own."""
+    index = next(state.index)
+    request = c.RequestId(ORIGIN, boot, seq)
+    entry = c.Entry(index, 1, state.now, Actor("n1", "mesh"), command, request)
+    (applied,) = state.machine.apply([entry])
+    return applied
+
+
+def test_what_it_held_is_queued_again_in_bounded_steps(state: State) -> None:
+    state.node(slots=5)
+    for name in "abcde":
+        state.submit(name)
+        state.assign(name)
+    state.apply(c.AddBlob("a" * 64, 10, N1))
+    left, events = [], []
+    for _ in range(3):
+        assert [n.id for n in state.ask(q.ListNodes())] == [N1]
+        left.append(remove(state))
+        events += [event.body for event in state.events]
+    assert left == [3, 1, 0]
+    assert state.ask(q.ListNodes()) == []
+    jobs = state.ask(q.FindJobs(tuple("abcde")))
+    assert {job.status for job in jobs} == {JobStatus.PENDING}
+    stopped = [body.job_id for body in events if isinstance(body, AttemptStopped)]
+    queued = [body.job_id for body in events if isinstance(body, JobRequeued)]
+    assert stopped == queued == list("abcde")
+    assert events[-1] == NodeChanged(N1, "removed")
+    assert state.conn.execute("SELECT count(*) FROM blob_holders").fetchone() == (0,)
+    state.check_counts()
+    with pytest.raises(NotFound):
+        remove(state)
+
+
+def test_its_id_does_not_come_back_and_its_name_may(state: State) -> None:
+    state.node()
+    assert remove(state) == 0
+    with pytest.raises(Conflict, match="does not come back"):
+        state.apply(c.PutNode(Node(N1, "n1")))
+    state.apply(c.PutNode(Node(NodeId("n2"), "n1")))
+    # Long after the last of its certificates, nothing has to be remembered.
+    assert state.apply(c.ForgetGone(state.now, 10, 1)) == 0
+    assert state.apply(c.ForgetGone(state.now + 1, 10, 1)) == 1
+
+
+def test_its_requests_count_no_more_whatever_boot_they_are_of(state: State) -> None:
+    state.node()
+    put = c.PutSetting("k", b"v")
+    assert ask(state, put, 3, 1).refusal is None
+    assert remove(state) == 0
+    for boot, seq in ((3, 1), (3, 2), (4, 1)):
+        refusal = ask(state, put, boot, seq).refusal
+        assert isinstance(refusal, Conflict) and "was removed" in refusal.message
+    rows = state.conn.execute("SELECT count(*) FROM outcomes WHERE origin = ?", (ORIGIN,))
+    assert rows.fetchone() == (0,)
+    # Also after a restart.
+    state.machine = Machine(state.conn)
+    assert isinstance(ask(state, put, 5, 1).refusal, Conflict)
