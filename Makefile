@@ -4,16 +4,22 @@ VENV   ?= .venv
 # How many processes share the tests; the machine decides. `make test WORKERS=0` runs them in one.
 WORKERS ?= auto
 TESTS  ?= tests
+# Where `make install` puts things, and what it installs: the binary, or a script of a virtual
+# environment such as .venv/bin/swarmd. DESTDIR goes before all, for whoever makes a package.
+PREFIX  ?= /usr/local
+BINARY  ?= dist/swarmd
 # How long `make soak` goes on.
 KILLS  ?= 50
 LEADER_KILLS ?= 100
 FUZZ_S ?= 300
+# What goes wrong between five hosts: all, or some of tests/e2e/test_faults.py, as lossy,flap-leader.
+FAULTS ?= all
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format bench soak mutants lock clean
+.PHONY: help run test check format bench soak mutants binary install uninstall lock clean
 
 help:
 	@echo 'make run     a node of its own with a sample job, in a virtual environment'
@@ -23,6 +29,8 @@ help:
 	@echo 'make bench   the benchmarks, as tables'
 	@echo 'make soak    the long tests: kills at random times, fifty of them'
 	@echo 'make mutants planted bugs, each of which a test must see; writes docs/mutants.md'
+	@echo 'make binary  dist/swarmd: all of it in one file'
+	@echo 'make install the binary, the systemd units and a sample configuration; make uninstall'
 	@echo 'make lock    resolve the dependencies anew into the lock files'
 	@echo 'make clean   remove the virtual environment and what was built'
 
@@ -52,10 +60,48 @@ soak: $(VENV)/.dev
 	  -o faulthandler_timeout=7200 tests/e2e/test_kill9.py tests/e2e/test_fuzz.py
 	SWARMD_SOAK_KILLS=$(LEADER_KILLS) $(BIN)/python -m pytest -rP \
 	  -o faulthandler_timeout=7200 tests/e2e/test_failover.py
+	SWARMD_SOAK_FAULTS=$(FAULTS) $(BIN)/python -m pytest -rP \
+	  -o faulthandler_timeout=7200 tests/e2e/test_faults.py
 
 # In copies of the tree, as many at once as there are processors; it takes some minutes.
 mutants: $(VENV)/.dev
 	$(BIN)/python -m tests.mutants
+
+binary: $(VENV)/.dev
+	$(BIN)/python packaging/build.py
+
+UNITS := swarmd.service swarmd-runner.service
+unit_dir := $(DESTDIR)$(PREFIX)/lib/systemd/system
+doc_dir := $(DESTDIR)$(PREFIX)/share/doc/swarmd
+
+# A node that runs goes on with the old binary until it is restarted: the new one comes under its
+# name when it is whole. A configuration that is there stays as it is.
+install:
+	@test -x $(BINARY) || { echo 'make: there is no $(BINARY); say make binary first' >&2; exit 1; }
+	install -d -m 755 $(DESTDIR)$(PREFIX)/bin $(unit_dir) $(doc_dir) $(DESTDIR)/etc/swarmd
+	install -m 755 $(BINARY) $(DESTDIR)$(PREFIX)/bin/.swarmd.new
+	mv -f $(DESTDIR)$(PREFIX)/bin/.swarmd.new $(DESTDIR)$(PREFIX)/bin/swarmd
+	for unit in $(UNITS); do \
+	  sed 's,/usr/local/,$(PREFIX)/,g' systemd/$$unit > $(unit_dir)/$$unit || exit 1; \
+	  chmod 644 $(unit_dir)/$$unit; done
+	install -m 644 LICENSE README.md docs/*.md $(doc_dir)
+	test -e $(DESTDIR)/etc/swarmd/swarmd.toml || \
+	  install -m 644 packaging/swarmd.toml $(DESTDIR)/etc/swarmd/swarmd.toml
+	test -e $(DESTDIR)/etc/swarmd/swarmd.env || \
+	  install -m 600 packaging/swarmd.env $(DESTDIR)/etc/swarmd/swarmd.env
+	@$(reload_units)
+
+# Configuration and data stay; what still runs is stopped first.
+uninstall:
+	@if [ -z '$(DESTDIR)' ] && [ -d /run/systemd/system ]; then \
+	  systemctl disable --now $(UNITS) || true; fi
+	rm -f $(DESTDIR)$(PREFIX)/bin/swarmd $(addprefix $(unit_dir)/,$(UNITS))
+	rm -rf $(doc_dir)
+	@$(reload_units)
+	@echo 'kept: $(DESTDIR)/etc/swarmd and $(DESTDIR)/var/lib/swarmd'
+
+reload_units = if [ -z '$(DESTDIR)' ] && [ -d /run/systemd/system ]; then \
+  systemctl daemon-reload; fi
 
 # Without download addresses: an installer asks the index that it is set up for.
 LOCK := --quiet --upgrade --strip-extras --generate-hashes --allow-unsafe --no-header \
@@ -64,7 +110,7 @@ LOCK := --quiet --upgrade --strip-extras --generate-hashes --allow-unsafe --no-h
 lock: $(VENV)/.dev
 	$(BIN)/python -m piptools compile $(LOCK) -o requirements.lock pyproject.toml
 	$(BIN)/python -m piptools compile $(LOCK) -c requirements.lock --extra=test --extra=dev \
-	  -o requirements-dev.lock pyproject.toml
+	  --extra=packaging -o requirements-dev.lock pyproject.toml
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,6 +1,7 @@
 """The listening side: whoever connects has one bound of time to say hello, and is one of so many.
 
-A flood of connections that say nothing costs the oldest of them its place, never a peer's.
+A flood costs the flooder: who is to make room is the oldest of the source that has most, whether
+they have not said hello yet or are applicants. The places of peers are apart from both.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import errno
 import socket
 import ssl
-from collections import deque
+from collections import Counter, deque
 from typing import Protocol
 
 import trio
 
+from mesh.allowances import Allowances, source_of
 from mesh.connection import Limits, Shared
 from mesh.frames import Broken, Purpose
 from mesh.greeting import Greeter, Met, refuse
@@ -35,12 +37,54 @@ class TransportSettings(Limits, frozen=True, kw_only=True):
     """Accepted ones whose hello has come."""
     connections_per_peer_max: int = 8
     strangers_max: int = 64
-    """Accepted ones that have not said hello; the oldest makes room for a new one."""
+    """Accepted ones that have not said hello."""
+    accepts_per_s: float = 50.0
+    """From one source, with TLS: a handshake costs half a millisecond."""
+    accepts_at_once: float = 256.0
+    applicants_max: int = 16
+    """Accepted ones without a certificate; and below, what each of them may."""
+    applicants_per_s: float = 5.0
+    """From one source."""
+    applicants_at_once: float = 32.0
+    applicant_bytes_max: int = 64 * 1024
+    """The largest body."""
+    applicant_s: float = 15.0
+    """The whole connection."""
     close_grace_s: float = 0.25
+
+    def of_applicants(self) -> Limits:
+        body = min(self.applicant_bytes_max, self.frame_bytes_max)
+        return Limits(
+            frame_bytes_max=body, window_bytes=1, queue_bytes_max=4 * body, queue_frames_max=64,
+            calls_max=1, streams_max=1, held_bytes_max=2 * body, keepalive_s=self.keepalive_s,
+            silence_s=self.silence_s, life_bytes_max=2 * body,
+        )  # fmt: skip
 
 
 class Carrying(Protocol):
     async def carry_accepted(self, answering: Answering) -> None: ...
+
+
+class Crowd:
+    """Who is there and may be sent away, in the order of coming, each with its source."""
+
+    def __init__(self, count_max: int) -> None:
+        self._count_max = count_max
+        self._there: dict[trio.CancelScope, str] = {}
+
+    def enter(self, scope: trio.CancelScope, source: str) -> bool:
+        """True: somebody was sent away for it."""
+        crowded = len(self._there) >= self._count_max
+        if crowded:
+            [(most, _)] = Counter(self._there.values()).most_common(1)
+            oldest = next(scope for scope, source in self._there.items() if source == most)
+            del self._there[oldest]
+            oldest.cancel()
+        self._there[scope] = source
+        return crowded
+
+    def leave(self, scope: trio.CancelScope) -> None:
+        self._there.pop(scope, None)
 
 
 class Accepting:
@@ -57,7 +101,11 @@ class Accepting:
         self._shared = shared
         self._carrying = carrying
         self._nursery = nursery
-        self._strangers: dict[trio.CancelScope, None] = {}
+        self._strangers = Crowd(settings.strangers_max)
+        self._applicants = Crowd(settings.applicants_max)
+        self._limits_of_applicants = settings.of_applicants()
+        self._accepts = Allowances(settings.accepts_per_s, settings.accepts_at_once)
+        self._applications = Allowances(settings.applicants_per_s, settings.applicants_at_once)
         self._accepted: dict[str, deque[Answering]] = {}
         self._accepted_count = 0
 
@@ -75,20 +123,33 @@ class Accepting:
                         await trio.sleep(0.1)
                     break
                 self._shared.counts.accepted += 1
-                self._make_room()
-                self._nursery.start_soon(self._receive, sock, join_address(*remote[:2]))
+                source = source_of(remote[0])
+                scope = trio.CancelScope()
+                if not self._may_come(source):
+                    sock.close()
+                    continue
+                if self._strangers.enter(scope, source):
+                    why = Broken("flood", "too many connections without a hello")
+                    self._shared.complain(why, source)
+                address = join_address(*remote[:2])
+                self._nursery.start_soon(self._receive, sock, address, source, scope)
 
-    def _make_room(self) -> None:
-        if len(self._strangers) >= self._settings.strangers_max:
-            oldest = next(iter(self._strangers))
-            del self._strangers[oldest]
-            oldest.cancel()
-            self._shared.complain(Broken("flood", "too many connections without a hello"), "")
+    def _may_come(self, source: str) -> bool:
+        if self._greeter.loopback_only or self._accepts.take(source, trio.current_time()):
+            return True
+        self._shared.complain(Broken("flood", "too many connections in a short time"), source)
+        return False
 
-    async def _receive(self, sock: socket.socket, remote: str) -> None:
+    async def _receive(
+        self, sock: socket.socket, remote: str, source: str, scope: trio.CancelScope
+    ) -> None:
         try:
-            met = await self._meet(sock, remote)
-            if met is not None and met.hello.purpose != Purpose.PROBE:
+            met = await self._meet(sock, remote, source, scope)
+            if met is None or met.hello.purpose == Purpose.PROBE:
+                return
+            if met.applicant:
+                await self._carry_applicant(met, source)
+            else:
                 await self._carry(met)
         except Broken as broken:
             self._shared.complain(broken, remote)
@@ -99,23 +160,44 @@ class Accepting:
         finally:
             sock.close()
 
-    async def _meet(self, sock: socket.socket, remote: str) -> Met | None:
+    async def _meet(
+        self, sock: socket.socket, remote: str, source: str, scope: trio.CancelScope
+    ) -> Met | None:
         """None where a newer stranger got the place."""
-        with trio.move_on_after(self._settings.hello_timeout_s) as scope:
-            self._strangers[scope] = None
+        scope.deadline = trio.current_time() + self._settings.hello_timeout_s
+        with scope:
             try:
                 met = await self._greeter.welcome(sock, remote)
-                if self._accepted_count >= self._settings.connections_max:
-                    why = Broken("busy", "this node has as many connections as it takes")
+                why = self._no_room(met, source)
+                if why is not None:
                     await refuse(met.pipe, why)
                     raise why
                 await self._greeter.answer(met)
                 return met
             finally:
-                self._strangers.pop(scope, None)
+                self._strangers.leave(scope)
         if trio.current_time() >= scope.deadline:
             raise Broken("hello_timeout", "no hello came in time")
         return None
+
+    def _no_room(self, met: Met, source: str) -> Broken | None:
+        if met.applicant:
+            if self._applications.take(source, trio.current_time()):
+                return None
+            return Broken("busy", "too many without a certificate come from there")
+        if self._accepted_count < self._settings.connections_max:
+            return None
+        return Broken("busy", "this node has as many connections as it takes")
+
+    async def _carry_applicant(self, met: Met, source: str) -> None:
+        answering = Answering(self._shared, met, self._limits_of_applicants)
+        with trio.move_on_after(self._settings.applicant_s) as scope:
+            if self._applicants.enter(scope, source):
+                self._shared.complain(Broken("flood", "too many without a certificate"), source)
+            try:
+                await self._carrying.carry_accepted(answering)
+            finally:
+                self._applicants.leave(scope)
 
     async def _carry(self, met: Met) -> None:
         answering = Answering(self._shared, met)

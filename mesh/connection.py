@@ -60,6 +60,8 @@ class Limits(msgspec.Struct, frozen=True):
     keepalive_s: float = 1.0
     silence_s: float = 3.0
     """A peer that was not heard for so long is gone."""
+    life_bytes_max: int = 2**62
+    """So much may come over one connection in all its life."""
 
 
 class WireCounts(msgspec.Struct):
@@ -79,6 +81,8 @@ class WireCounts(msgspec.Struct):
 class Handlers:
     def __init__(self) -> None:
         self.calls: dict[str, CallHandler] = {}
+        self.for_applicants: set[str] = set()
+        """Methods that may be called without a certificate."""
         self.streams: dict[str, StreamHandler] = {}
         self.message: MessageHandler | None = None
         self.closing = False
@@ -87,6 +91,7 @@ class Handlers:
         """Those who handled are gone, and must not be called any more."""
         self.closing = True
         self.calls.clear()
+        self.for_applicants.clear()
         self.streams.clear()
         self.message = None
 
@@ -123,15 +128,15 @@ class Shared:
 class Connection:
     """Either side. `run` returns when it is over; `ended` then says why."""
 
-    def __init__(self, shared: Shared, met: Met) -> None:
+    def __init__(self, shared: Shared, met: Met, limits: Limits | None = None) -> None:
         self._shared = shared
+        self._limits = limits = limits or shared.limits
         self._pipe = met.pipe
         self.met = met
-        self.peer = met.hello.node
+        self.peer = met.peer
         self.ended: Broken | None = None
         self.rtt_last_s: float | None = None
         self.rtt_smoothed_s: float | None = None
-        limits = shared.limits
         self._body_bytes_max = min(limits.frame_bytes_max, met.hello.frame_bytes_max)
         self._queue_bytes_max = limits.queue_bytes_max
         self._outbox = Outbox(limits.queue_bytes_max, limits.queue_frames_max)
@@ -184,7 +189,7 @@ class Connection:
     def tick(self) -> None:
         """Once in each keepalive_s. Silence is counted in ticks: a process that was stopped itself
         must not take its own absence for that of others."""
-        limits = self._shared.limits
+        limits = self._limits
         self._silent_ticks = 0 if self._heard else self._silent_ticks + 1
         self._heard = False
         if self._silent_ticks * limits.keepalive_s >= limits.silence_s:
@@ -241,8 +246,9 @@ class Connection:
     async def _read(self) -> None:
         counts, on, frames = self._shared.counts, self._on, self.met.rest
         decoder = self.met.decoder
-        decoder.frame_bytes_max = self._shared.limits.frame_bytes_max + ENVELOPE_BYTES_MAX
+        decoder.frame_bytes_max = self._limits.frame_bytes_max + ENVELOPE_BYTES_MAX
         receive, feed = self._pipe.receive, decoder.feed
+        left_bytes = self._limits.life_bytes_max
         while True:
             counts.frames_in += len(frames)
             for number, frame in enumerate(frames, 1):
@@ -258,6 +264,9 @@ class Connection:
                 raise Broken("lost", f"{self.peer} ended the connection")
             self._heard = True
             counts.bytes_in += len(data)
+            left_bytes -= len(data)
+            if left_bytes < 0:
+                raise Broken("flood", f"{self.peer} has sent more than it may")
             if self._pipe.pending:
                 self._wake_writer()
             frames = feed(data)
@@ -346,7 +355,7 @@ class Connection:
             stream.hear_credit(frame.size)
 
     def _new_stream(self, stream_id: int) -> Stream:
-        window = self._shared.limits.window_bytes
+        window = self._limits.window_bytes
         stream = Stream(self, stream_id, window, self.met.hello.window_bytes, self._body_bytes_max)
         self._streams[stream_id] = stream
         return stream

@@ -11,6 +11,7 @@ from typing import Protocol
 import trio
 
 from mesh.frames import Broken
+from mesh.greeting import Dismissed
 from mesh.rpc import Asking
 from mesh.wires import Refused, TimedOut, Unreachable
 
@@ -46,6 +47,7 @@ class Link:
         self._started = False
         self._resting = False
         self._why = "it was not dialed yet"
+        self._refused: str | None = None
         self._attempt = trio.Event()
         self._hurry = trio.Event()
         self._waiters = 0
@@ -63,6 +65,7 @@ class Link:
                     wire = await dialer.dial_link(self)
                 except Broken as broken:
                     self._why = broken.message
+                    self._refused = broken.code if isinstance(broken, Dismissed) else None
                     failures += 1
                 else:
                     since = trio.current_time()
@@ -72,6 +75,7 @@ class Link:
                         await dialer.carry(wire)
                     finally:
                         self.wire = None
+                    self._refused = None
                     self._why = wire.ended.message if wire.ended is not None else "it ended"
                     lived_s = trio.current_time() - since
                     failures = 0 if lived_s > self._backoff_max_s else failures + 1
@@ -107,8 +111,9 @@ class Link:
             self.hurry()
 
     def hurry(self) -> None:
-        """There is reason to believe that the next try will do better."""
+        """There is reason to believe that the next try will do better; who asks waits for it."""
         self._hurry.set()
+        self._stop_resting()
 
     def cut(self) -> None:
         self._scope.cancel()
@@ -127,9 +132,15 @@ class Link:
         self._hurry = trio.Event()
         with trio.move_on_after(rest_s):
             await self._hurry.wait()
+        self._stop_resting()
+
+    def _stop_resting(self) -> None:
         if self._resting:
             self._resting = False
             self._attempt = trio.Event()
 
     def _unreachable(self) -> Unreachable:
-        return Unreachable(f"{self.peer} cannot be reached: {self._why}", peer=self.peer)
+        failure = Unreachable(f"{self.peer} cannot be reached: {self._why}", peer=self.peer)
+        if self._refused is not None:
+            failure.facts["refused"] = self._refused
+        return failure

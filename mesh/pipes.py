@@ -1,17 +1,20 @@
 """Connected sockets with or without TLS, and how they come to be: addresses, binding, dialing.
 
-Without TLS nothing but loopback is bound or dialed, whatever a name resolves to.
+Without TLS, nothing but loopback is bound or dialed, whatever a name resolves to.
 """
 
 from __future__ import annotations
 
+import _ssl
 import ipaddress
 import os
 import socket
 import ssl
+import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Protocol
+from enum import Enum
+from typing import Final, Protocol
 
 import msgspec
 import trio
@@ -26,17 +29,31 @@ UNSENT_BYTES_MAX = 128 * 1024
 """The kernel holds no more that is unsent: what is urgent cannot overtake what is in there."""
 BACKLOG = 128
 _BIND_ADDRESS_NO_PORT = 24  # Linux; socket has a name for it from Python 3.12 on
+_TCP_THIN_LINEAR_TIMEOUTS = 16  # linux/tcp.h
 _FAMILIES = (socket.AF_INET, socket.AF_INET6)
 
 
 class Tls(msgspec.Struct, frozen=True):
-    """Both contexts demand a certificate of the other side, and speak TLS 1.3 or newer."""
+    """Both contexts speak TLS 1.3 or newer. The client's demands a certificate of the other side,
+    the server's verifies what it is shown; who shows none there is an applicant at most."""
 
     server: ssl.SSLContext
     client: ssl.SSLContext
     peer_id_of: Callable[[bytes], str]
     """From the other side's certificate in DER, which the context has verified. It raises where
     the certificate names no node."""
+
+
+class Unproven(Enum):
+    UNPROVEN = "TLS, but no certificate yet"
+
+
+UNPROVEN: Final = Unproven.UNPROVEN
+"""Instead of a Tls, while there is no certificate: nobody is listened to, and nobody dialed but to
+ask for one, with a pin."""
+
+Trust = Tls | Unproven | None
+"""How a node knows others and they know it. None: they say who they are, on loopback alone."""
 
 
 class Target(msgspec.Struct, frozen=True):
@@ -119,8 +136,9 @@ class TlsPipe:
     def pending(self) -> bool:
         return self._outgoing.pending > 0
 
-    async def handshake(self) -> bytes:
-        """The other side's certificate in DER. Raises Broken, OSError."""
+    async def handshake(self) -> bytes | None:
+        """The other side's certificate in DER; None where it showed none and need not. Raises
+        Broken, OSError."""
         while True:
             try:
                 self._tls.do_handshake()
@@ -136,10 +154,16 @@ class TlsPipe:
             else:
                 break
         await self._flush()
-        certificate = self._tls.getpeercert(binary_form=True)
-        if not certificate:
-            raise Broken("tls", "the other side showed no certificate")
-        return certificate
+        return self._tls.getpeercert(binary_form=True)
+
+    def chain(self) -> list[bytes]:
+        """The certificates in DER that the other side sent, its own first, as they came: that it
+        has the key of the first is proved, nothing else is."""
+        if sys.version_info >= (3, 13):
+            return list(self._tls.get_unverified_chain())
+        # Public from Python 3.13 on; those before it have it under this name, and change no more.
+        found = self._tls._sslobj.get_unverified_chain()  # type: ignore[attr-defined]
+        return [certificate.public_bytes(_ssl.ENCODING_DER) for certificate in found or ()]
 
     async def receive(self) -> bytes:
         if self._fresh:
@@ -189,9 +213,14 @@ class TlsPipe:
 
 
 def check_tls(tls: Tls) -> None:
+    if tls.client.verify_mode != ssl.CERT_REQUIRED:
+        raise NotAllowed("the client context must demand a certificate: CERT_REQUIRED")
+    if tls.server.verify_mode == ssl.CERT_NONE:
+        raise NotAllowed(
+            "the server context must verify certificates: CERT_OPTIONAL, or CERT_REQUIRED where"
+            " nobody may apply"
+        )
     for name, context in (("server", tls.server), ("client", tls.client)):
-        if context.verify_mode != ssl.CERT_REQUIRED:
-            raise NotAllowed(f"the {name} context must demand a certificate: CERT_REQUIRED")
         if context.minimum_version < ssl.TLSVersion.TLSv1_3:
             raise NotAllowed(f"the {name} context must have TLSv1_3 as its minimum version")
     if tls.client.check_hostname:
@@ -239,8 +268,9 @@ async def resolve(address: str, *, loopback_only: bool) -> list[Target]:
     return targets
 
 
-async def listen(addresses: Sequence[str], *, loopback_only: bool) -> list[socket.socket]:
-    """One listening socket for each resolved address. Raises NotAllowed, OSError."""
+async def bind(addresses: Sequence[str], *, loopback_only: bool) -> list[socket.socket]:
+    """One socket for each resolved address, which does not listen yet. Raises NotAllowed,
+    OSError."""
     bound: list[socket.socket] = []
     try:
         for address in addresses:
@@ -252,7 +282,6 @@ async def listen(addresses: Sequence[str], *, loopback_only: bool) -> list[socke
                 if target.family == socket.AF_INET6:
                     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
                 sock.bind(target.sockaddr)
-                sock.listen(BACKLOG)
     except BaseException:
         for sock in bound:
             sock.close()
@@ -291,6 +320,9 @@ async def connect(target: Target, source: Target | None) -> PlainPipe:
 def plain_pipe(sock: socket.socket) -> PlainPipe:
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # What is lost is sent again at an even pace: a heartbeat must not wait for a doubled pause.
+    with suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_TCP, _TCP_THIN_LINEAR_TIMEOUTS, 1)
     if hasattr(socket, "TCP_NOTSENT_LOWAT"):
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES_MAX)
     return PlainPipe(sock)
@@ -304,4 +336,10 @@ def _no_loopback(address: str) -> NotAllowed:
 
 
 def _tls_words(error: ssl.SSLError) -> str:
-    return f"TLS failed: {error.reason or error.strerror or type(error).__name__}"
+    reason = error.reason or error.strerror or type(error).__name__
+    if reason == "CERTIFICATE_VERIFY_FAILED":
+        return (
+            "TLS failed: the other side's certificate is another swarm's, or has ended"
+            f" ({getattr(error, 'verify_message', reason)})"
+        )
+    return f"TLS failed: {reason}"

@@ -14,7 +14,7 @@ from typing import Any
 
 import trio
 
-from mesh.connection import FLOOD_FACTOR, Connection, Shared
+from mesh.connection import FLOOD_FACTOR, Connection, Limits, Shared
 from mesh.frames import (
     METHOD_CHARS_MAX,
     WORDS_CHARS_MAX,
@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 
 SMALL_BYTES_MAX = 64 * 1024
 """A call or an answer up to this size goes with the urgent frames."""
+REFUSED_CALLS_MAX = 4
+"""An applicant that goes on to call what is not open to it is cut off."""
 
 
 class _Pending:
@@ -98,7 +100,7 @@ class Asking(Connection):
 
     async def call(self, method: str, body: bytes, deadline: float) -> bytes:
         self._check_request(method, len(body))
-        if len(self._pending) >= self._shared.limits.calls_max:
+        if len(self._pending) >= self._limits.calls_max:
             raise Refused("busy", f"{len(self._pending)} calls to {self.peer} are under way")
         self._last_id += 1
         pending = self._pending[self._last_id] = _Pending(self, self._last_id)
@@ -115,7 +117,7 @@ class Asking(Connection):
 
     def open_stream(self, method: str, body: bytes) -> Stream:
         self._check_request(method, len(body))
-        if len(self._streams) >= self._shared.limits.streams_max:
+        if len(self._streams) >= self._limits.streams_max:
             raise Refused("busy", f"{len(self._streams)} streams to {self.peer} are open")
         self._last_id += 1
         self.push(Open(self._last_id, method, body))
@@ -251,17 +253,22 @@ class _RunningStream(_Running):
 
 
 class Answering(Connection):
-    def __init__(self, shared: Shared, met: Met) -> None:
-        super().__init__(shared, met)
+    """Of an applicant it takes calls alone, and those that are open to applicants."""
+
+    def __init__(self, shared: Shared, met: Met, limits: Limits | None = None) -> None:
+        super().__init__(shared, met, limits)
         self._running: dict[int, _Running] = {}
         self._running_streams = 0
         self._held_bytes = 0
+        self._refused_calls = 0
         self._on |= {
             Note: self._on_note,
             Call: self._on_call,
             Cancel: self._on_cancel,
             Open: self._on_open,
         }
+        if met.applicant:
+            self._on |= dict.fromkeys((Note, Open), self._on_closed_to_applicants)
 
     def answer(self, call_id: int, body: bytes) -> None:
         if self.ended is not None:
@@ -313,7 +320,7 @@ class Answering(Connection):
             self.over(running)
 
     def _has_room(self, size: int) -> bool:
-        limits = self._shared.limits
+        limits = self._limits
         return (
             len(self._running) < limits.calls_max + limits.streams_max
             and self._held_bytes + size <= limits.held_bytes_max
@@ -340,8 +347,21 @@ class Answering(Connection):
             except WireError as error:
                 raise Broken("message", f"{self.peer}: {error.message}") from None
 
+    def _on_closed_to_applicants(self, frame: Note | Open | Call) -> None:
+        raise Broken("applicant", "who shows no certificate may only call what is open to it")
+
     def _on_call(self, frame: Call) -> None:
-        handler = self._shared.handlers.calls.get(frame.method)
+        handlers = self._shared.handlers
+        handler = handlers.calls.get(frame.method)
+        if self.met.applicant and frame.method not in handlers.for_applicants:
+            # Which methods there are is no business of strangers.
+            self._refused_calls += 1
+            if self._refused_calls > REFUSED_CALLS_MAX:
+                self._on_closed_to_applicants(frame)
+            words = "this needs the certificate of a node of this swarm: join it first"
+            self._shared.counts.drops["applicant"] += 1
+            self.refuse(frame.id, Refused("no_member", words))
+            return
         if handler is None:
             self.refuse(frame.id, self._unknown(frame.method))
             return
@@ -379,7 +399,7 @@ class Answering(Connection):
             raise Broken("violation", "two requests with one number")
         stream = self._new_stream(frame.id)
         handler = self._shared.handlers.streams.get(frame.method)
-        limits = self._shared.limits
+        limits = self._limits
         if handler is None:
             stream.refuse(self._unknown(frame.method))
         elif (

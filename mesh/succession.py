@@ -24,6 +24,9 @@ TIMED_OUT_WAITS = ((1, 3), (1, 4))
 """The same, in ticks, after the timer had this node stand and nobody won: the others' timers end
 within the same second, and they listen to nobody before."""
 
+FORSAKEN_ELECTIONS = 2
+"""For so many elections' time a node that does not vote waits for word of its leader."""
+
 
 class Succession:
     def __init__(
@@ -51,6 +54,9 @@ class Succession:
         """After each round of the core's work."""
         if self._core.lead != NOBODY:
             self._led.set()
+            if self._in_vain():
+                self._node.forget_leader()
+                self._kick()
         elif (
             self._core.role in (Role.PRE_CANDIDATE, Role.CANDIDATE)
             and not self._at_work
@@ -58,6 +64,13 @@ class Succession:
         ):
             self._at_work = True
             self._nursery.start_soon(self._stand_again)
+
+    def _in_vain(self) -> bool:
+        """Whoever votes stands for election when the leader is silent. Whoever does not has to give
+        it up as well, or would tell for ever of one that may lead no more."""
+        core = self._core
+        silent = core.election_elapsed >= FORSAKEN_ELECTIONS * self._timing.election_ticks
+        return silent and core.role is Role.FOLLOWER and not core.promotable
 
     def suspect(self, peer: str) -> None:
         """The stream to the leader broke."""

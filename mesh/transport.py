@@ -1,13 +1,15 @@
 """The wires of a node over TCP: it listens, dials peers on demand and keeps a connection to each.
 
 A peer is known by its id: the one in its certificate, or without TLS (on loopback alone) the one it
-says. Whoever answers under another id than the one that was dialed is dropped.
+says. Whoever answers under another id than the one that was dialed is dropped. A node that has no
+certificate yet binds its addresses, and listens from the moment on that it has one.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+import socket
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import trio
@@ -15,9 +17,18 @@ import trio
 from mesh.accepting import Accepting, TransportSettings
 from mesh.connection import Connection, Shared, WireCounts
 from mesh.frames import WINDOW_BYTES_MAX, Broken, Purpose
-from mesh.greeting import Greeter, Me, check_me
+from mesh.greeting import Dismissed, Greeter, Manners, Me, check_me
 from mesh.links import Jitter, Link
-from mesh.pipes import Tls, check_address, check_tls, listen, target_of
+from mesh.pipes import (
+    BACKLOG,
+    UNPROVEN,
+    Tls,
+    Trust,
+    bind,
+    check_address,
+    check_tls,
+    target_of,
+)
 from mesh.rpc import Answering, Asking
 from mesh.wires import (
     ByteStream,
@@ -32,7 +43,9 @@ from mesh.wires import (
     Wires,
 )
 
-__all__ = ["Me", "Tls", "Transport", "TransportSettings", "WireCounts", "open_transport"]
+__all__ = [
+    "UNPROVEN", "Me", "Tls", "Transport", "TransportSettings", "WireCounts", "open_transport",
+]  # fmt: skip
 
 log = logging.getLogger(__name__)
 
@@ -47,11 +60,13 @@ class Transport(Wires):
         greeter: Greeter,
         shared: Shared,
         rng: Jitter,
-        addresses: tuple[str, ...],
+        sockets: Sequence[socket.socket],
         nursery: trio.Nursery,
     ) -> None:
-        self.addresses = addresses
-        """Where it listens, with the ports that were found where 0 was given."""
+        self.addresses = tuple(str(target_of(sock)) for sock in sockets)
+        """Where it listens, or will, with the ports that were found where 0 was given."""
+        self.listening = False
+        self._sockets = sockets
         self._settings = settings
         self._me = me
         self._greeter = greeter
@@ -61,6 +76,7 @@ class Transport(Wires):
         self._links: dict[str, Link] = {}
         self._watchers: list[LinkWatcher] = []
         self._connections: dict[Connection, None] = {}
+        self._accepting = Accepting(settings, greeter, shared, self, nursery)
 
     @property
     def me(self) -> str:
@@ -69,6 +85,36 @@ class Transport(Wires):
     @property
     def counts(self) -> WireCounts:
         return self._shared.counts
+
+    def use(self, tls: Tls) -> None:
+        """A first certificate, or a newer one: connections from now on use it, those that stand
+        live on. Raises NotAllowed, and OSError where it cannot listen at what it bound."""
+        if self._greeter.loopback_only:
+            raise NotAllowed("wires that were opened without TLS stay without")
+        check_tls(tls)
+        self.listen()
+        self._greeter.trust = tls
+        for link in self._links.values():
+            link.hurry()
+
+    def be_of(self, cluster: str) -> None:
+        """It is known by now: connections from now on are with nodes of this cluster alone."""
+        self._greeter.be_of(cluster)
+
+    def listen(self) -> None:
+        if self.listening:
+            return
+        for sock in self._sockets:
+            sock.listen(BACKLOG)
+        self.listening = True
+        for sock in self._sockets:
+            self._nursery.start_soon(self._accepting.accept, sock)
+
+    def shut_out(self, peer: str, words: str) -> None:
+        """End what stands with a peer that is admitted no longer; `admit` keeps it out."""
+        for connection in self._connections:
+            if connection.peer == peer:
+                connection.close("shut_out", words)
 
     def set_peers(self, peers: Mapping[str, Sequence[str]]) -> None:
         wanted = {peer: tuple(at) for peer, at in peers.items() if peer != self._me.id}
@@ -102,14 +148,24 @@ class Transport(Wires):
         return await wire.call(method, body, deadline)
 
     async def call_address(
-        self, address: str, method: str, body: bytes, timeout_s: float
+        self,
+        address: str,
+        method: str,
+        body: bytes,
+        timeout_s: float,
+        *,
+        pin: bytes | None = None,
     ) -> tuple[str, bytes]:
         check_address(address, loopback_only=self._greeter.loopback_only)
+        self._greeter.check_dial(pin)
         deadline = trio.current_time() + timeout_s
         wire: Asking | None = None
         with trio.move_on_at(deadline):
             try:
-                wire = await self._dial((address,), None, Purpose.ASK)
+                wire = await self._dial((address,), None, Purpose.ASK, pin)
+            except Dismissed as dismissed:
+                code = dismissed.code
+                raise Unreachable(dismissed.message, address=address, refused=code) from None
             except Broken as broken:
                 raise Unreachable(broken.message, address=address) from None
         if wire is None:
@@ -126,9 +182,12 @@ class Transport(Wires):
         wire = await self._stand(peer, trio.current_time() + timeout_s)
         return wire.open_stream(method, body)
 
-    def handle_call(self, method: str, handler: CallHandler) -> None:
-        assert method not in self._shared.handlers.calls, f"{method} has a handler already"
-        self._shared.handlers.calls[method] = handler
+    def handle_call(self, method: str, handler: CallHandler, *, applicants: bool = False) -> None:
+        handlers = self._shared.handlers
+        assert method not in handlers.calls, f"{method} has a handler already"
+        handlers.calls[method] = handler
+        if applicants:
+            handlers.for_applicants.add(method)
 
     def handle_message(self, handler: MessageHandler) -> None:
         assert self._shared.handlers.message is None, "messages have a handler already"
@@ -210,16 +269,23 @@ class Transport(Wires):
         return await link.stand(deadline)
 
     async def _dial(
-        self, addresses: tuple[str, ...], expected: str | None, purpose: Purpose
+        self,
+        addresses: tuple[str, ...],
+        expected: str | None,
+        purpose: Purpose,
+        pin: bytes | None = None,
     ) -> Asking:
         """The first address that answers as it should. Raises Broken."""
         whys: list[str] = []
+        code: str | None = None
         for address in addresses:
             try:
-                met = await self._greeter.dial(address, expected, purpose)
+                met = await self._greeter.dial(address, expected, purpose, pin)
             except Broken as broken:
                 self.counts.dials_failed += 1
                 whys.append(broken.message)
+                if isinstance(broken, Dismissed):
+                    code = broken.code
                 if broken.reason != "connect":
                     self._shared.complain(broken, address, expected or "")
             except NotAllowed as refusal:
@@ -229,6 +295,8 @@ class Transport(Wires):
             else:
                 self.counts.dialed += 1
                 return Asking(self._shared, met)
+        if code is not None:
+            raise Dismissed(code, "; ".join(whys))
         raise Broken("connect", "; ".join(whys))
 
     async def run_connection(self, connection: Connection) -> None:
@@ -284,31 +352,38 @@ class Transport(Wires):
 
 @asynccontextmanager
 async def open_transport(
-    settings: TransportSettings, me: Me, *, rng: Jitter, tls: Tls | None = None
+    settings: TransportSettings,
+    me: Me,
+    *,
+    rng: Jitter,
+    tls: Trust = None,
+    wall: Callable[[], float] | None = None,
+    admit: Callable[[str], str | None] | None = None,
+    foreign: Callable[[str, str], None] | None = None,
 ) -> AsyncIterator[Transport]:
     """Listens from the first moment on; leaving it says goodbye to all and closes everything.
 
-    Without TLS only loopback addresses are bound and dialed. Raises NotAllowed, OSError."""
+    Without TLS only loopback addresses are bound and dialed. With UNPROVEN it listens when `use`
+    gives it a certificate, and until then only applies, by `call_address` with a pin, for which
+    `wall` tells the time of day. `admit` says of a proved id why it is kept out, or None; `foreign`
+    is told of one that is of another cluster. Raises NotAllowed, OSError."""
     _check_settings(settings)
     check_me(me)
-    if tls is not None:
+    if isinstance(tls, Tls):
         check_tls(tls)
-    listeners = await listen(settings.binds, loopback_only=tls is None)
+    sockets = await bind(settings.binds, loopback_only=tls is None)
     try:
-        sources = [target_of(sock) for sock in listeners]
-        greeter = Greeter(
-            me, tls, sources,
-            frame_bytes_max=settings.frame_bytes_max, window_bytes=settings.window_bytes,
-            connect_timeout_s=settings.connect_timeout_s,
-            hello_timeout_s=settings.hello_timeout_s,
+        manners = Manners(
+            settings.frame_bytes_max, settings.window_bytes, settings.applicant_bytes_max,
+            settings.connect_timeout_s, settings.hello_timeout_s, admit, foreign,
+            wall,
         )  # fmt: skip
+        greeter = Greeter(me, tls, [target_of(sock) for sock in sockets], manners)
         async with trio.open_nursery() as nursery:
-            addresses = tuple(map(str, sources))
             shared = Shared(settings, nursery)
-            transport = Transport(settings, me, greeter, shared, rng, addresses, nursery)
-            accepting = Accepting(settings, greeter, shared, transport, nursery)
-            for listener in listeners:
-                nursery.start_soon(accepting.accept, listener)
+            transport = Transport(settings, me, greeter, shared, rng, sockets, nursery)
+            if tls is not UNPROVEN:
+                transport.listen()
             nursery.start_soon(transport.pulse)
             nursery.start_soon(shared.deadlines.run)
             try:
@@ -317,7 +392,7 @@ async def open_transport(
                 await transport.part()
                 nursery.cancel_scope.cancel()
     finally:
-        for sock in listeners:
+        for sock in sockets:
             sock.close()
 
 

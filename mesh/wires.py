@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -46,7 +46,7 @@ class Refused(WireError):
 
     Codes of the wires' own: `unknown_method`, `busy` (a bound was reached, here or there: nothing
     was done, the same request may pass later), `too_large` (the answer was), `failed` (the handler
-    broke: its node's log says how)."""
+    broke: its node's log says how), `no_member` (it takes a certificate to ask this)."""
 
     def __init__(self, code: str, message: str, **facts: object) -> None:
         super().__init__(message, **facts)
@@ -63,6 +63,25 @@ class TooLarge(WireError):
 
 class NotAllowed(WireError):
     """These settings would put unprotected bytes on a network, or are no settings that can work."""
+
+
+class Applicant(NamedTuple):
+    """Who asks without a certificate. Of this, nothing but the address is proved."""
+
+    address: str
+    claimed_id: str
+
+
+APPLICANT_MARK = "?"
+"""No node's id begins with it."""
+
+
+def applicant_of(peer: str) -> Applicant | None:
+    """Who a call handler's `peer` is where it is no peer; None where it is."""
+    if not peer.startswith(APPLICANT_MARK):
+        return None
+    address, _, claimed_id = peer.removeprefix(APPLICANT_MARK).partition(" ")
+    return Applicant(address, claimed_id)
 
 
 class PeerFacts(msgspec.Struct, frozen=True):
@@ -109,8 +128,9 @@ class ByteStream(Protocol):
 
 
 CallHandler = Callable[[str, bytes], bytes | Coroutine[Any, Any, bytes]]
-"""(peer, body) -> answer. A plain function runs at once, between two frames: keep it short. An
-async one runs in a task; it is cancelled when the caller gives up or its connection is lost."""
+"""(peer, body) -> answer. The peer is who it says, unless `applicant_of` says otherwise, where the
+handler takes calls of applicants. A plain function runs at once, between two frames: keep it short.
+An async one runs in a task; it is cancelled when the caller gives up or its connection is lost."""
 MessageHandler = Callable[[str, bytes], None]
 """(peer, body), in the order of sending per stream; never waits. Raising ends the connection: a
 WireError where the peer is to blame, which is counted and named in a warning once a minute."""
@@ -141,10 +161,18 @@ class Wires(Protocol):
         """Raises Unreachable, TimedOut, Refused, TooLarge. Cancelled: the other side stops too."""
 
     async def call_address(
-        self, address: str, method: str, body: bytes, timeout_s: float
+        self,
+        address: str,
+        method: str,
+        body: bytes,
+        timeout_s: float,
+        *,
+        pin: bytes | None = None,
     ) -> tuple[str, bytes]:
         """Call whoever answers there, on a connection of its own: (id of who answered, answer).
-        Raises as `call`, and NotAllowed."""
+        With a pin this node shows no certificate, and is an applicant there; whoever answers must
+        be a node that the authority with this pin vouches for. Raises as `call`, and NotAllowed.
+        Where the other side said no to a connection, Unreachable has its code as `refused`."""
 
     async def open_stream(
         self, peer: str, method: str, body: bytes, timeout_s: float
@@ -152,7 +180,9 @@ class Wires(Protocol):
         """Returns when the request has been queued; a refusal comes with the first receive. The
         timeout bounds only the wait for a connection. Raises Unreachable, TimedOut, Refused."""
 
-    def handle_call(self, method: str, handler: CallHandler) -> None: ...
+    def handle_call(self, method: str, handler: CallHandler, *, applicants: bool = False) -> None:
+        """With `applicants`, strangers without a certificate may call it too; nothing else is
+        open to them."""
 
     def handle_message(self, handler: MessageHandler) -> None:
         """There is one; who sends different things says so in the body."""

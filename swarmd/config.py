@@ -53,7 +53,7 @@ class NodeSection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MeshSection:
-    """Between nodes. Until nodes prove who they are, only on loopback addresses."""
+    """Between nodes: they prove to each other who they are, and speak TLS alone."""
 
     port: int = setting(8473, "where other nodes reach this one; 0 takes any that is free",
                         low=0, high=65535)  # fmt: skip
@@ -61,9 +61,20 @@ class MeshSection:
     join: tuple[str, ...] = setting(
         (), "HOST[:PORT] of nodes whose swarm a new node joins", kind="host-port"
     )
+    token: str | None = setting(
+        None,
+        "the join token of that swarm; SWARMD_MESH_TOKEN keeps it out of files",
+        secret=True,
+        kind="join-token",
+    )
     timing: str = setting("default", "how soon a silent leader is replaced: default, or lan for"
                           " half of that", choices=("default", "lan"))  # fmt: skip
+    profile: str = setting("lan", "how far apart the nodes are, for gossip: lan, wan or local",
+                           choices=("lan", "wan", "local"))  # fmt: skip
     voters: int = setting(3, "members that vote, where there are so many", low=1, high=9)
+    replicas: int = setting(
+        9, "nodes that hold the whole state; further ones are served by them", low=1, high=9
+    )
     log_entries_keep: int = setting(
         10_000, "entries of the log kept for nodes that were away for a moment", low=10
     )
@@ -131,6 +142,10 @@ class JobsSection:
     cpus: float | None = setting(None, "cpus on offer; all where none is given", low=0.01)
     memory_bytes: int | None = setting(None, "memory on offer; all where none is given", low=MIB)
     gpus: int | None = setting(None, "GPUs on offer; all where none is given", low=0, high=1024)
+    runner_unit: str | None = setting(
+        None, "the systemd unit that is the runner; without one the node starts it itself",
+        kind="unit",
+    )  # fmt: skip
     grace_s: float = setting(10.0, "between SIGTERM and SIGKILL to a job", low=0.0, high=3600.0)
     keep_s: float = setting(48 * 3600.0, "how long an ended job's log stays", low=0.0)
     log_bytes_max: int = setting(64 * MIB, "a job's stdout, and its stderr, on disk", low=64 * KIB)

@@ -260,13 +260,32 @@ def _read_file(text: Any) -> str:
     return str(text)
 
 
+def _read_token(text: Any) -> str:
+    from mesh.identity.tokens import parse_token  # late: few commands need it
+    from mesh.wires import WireError
+
+    try:
+        parse_token(text)
+    except WireError as error:
+        raise Invalid(error.message) from None
+    return str(text).strip()
+
+
+def _read_unit(text: Any) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9:_.@\\-]{0,240}\.service", text):
+        raise Invalid(f"is {_shown(text)}; write a unit such as swarmd-runner.service")
+    return str(text)
+
+
 _KINDS: dict[str, Callable[[Any], str]] = {
     "name": values.node_name,
     "ip": values.ip_address,
     "host": values.host_name,
     "host-port": lambda text: values.joined(*values.host_and_port(text, MESH_PORT)),
     "key": _read_key,
+    "join-token": _read_token,
     "file": _read_file,
+    "unit": _read_unit,
 }
 
 

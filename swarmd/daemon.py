@@ -15,9 +15,10 @@ import trio
 from mesh.raft import RaftError
 from mesh.wal_errors import LogError
 from mesh.wires import WireError
+from swarmd.belonging import StartAgain
 from swarmd.config import Config
 from swarmd.domain.errors import SwarmError, leaves
-from swarmd.node import BeginAnew, RunningNode, open_node
+from swarmd.node import RunningNode, open_node
 from swarmd.notify import READY, STOPPING, WATCHDOG, Notifier, take_notifier
 
 log = logging.getLogger(__name__)
@@ -35,9 +36,9 @@ def run(config: Config) -> int:
     for _ in range(LIVES_MAX):
         refused = _live(config, manager)
         gc.unfreeze()
-        if not any(isinstance(refusal, BeginAnew) for refusal in refused):
+        if not any(isinstance(refusal, StartAgain) for refusal in refused):
             break
-        log.warning("this node begins anew as another", extra={"reason": str(refused[0])})
+        log.warning("this node starts anew", extra={"reason": str(refused[0])})
     for refusal in refused:
         line = f"swarmd: {refusal}"
         if config.log.format == "json":

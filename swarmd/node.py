@@ -5,17 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import platform
-import random
 import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import fields
-from ipaddress import ip_address
+from functools import partial
 from pathlib import Path
 from secrets import token_urlsafe
 from typing import Any
-from uuid import UUID, uuid4
 
 import trio
 
@@ -25,12 +23,8 @@ from api.common.surface import Access, Surface
 from api.console import app as console
 from api.console.routes import Console
 from api.jobqueue import app as jobqueue
-from mesh.timing import LAN, Timing
-from mesh.transport import Me, TransportSettings, open_transport
-from mesh.wal import RaftLog
-from mesh.wal_sqlite import open_log
+from mesh.identity.files import Identity
 from swarmd import __version__
-from swarmd.agent import rejoining
 from swarmd.agent.attempts import Attempts, AttemptsSettings, open_attempts
 from swarmd.agent.binaries import Binaries
 from swarmd.agent.blobs import BlobStore
@@ -38,39 +32,35 @@ from swarmd.agent.keeping import drop_unneeded
 from swarmd.agent.launch import find_account, reachable
 from swarmd.agent.leftovers import clear_leftovers
 from swarmd.agent.logs import AttemptLogs
-from swarmd.agent.rejoining import Rejoin
+from swarmd.agent.rejoining import put_away
 from swarmd.agent.sharing import NodeBlobs
-from swarmd.cluster.asks import ReadLog
-from swarmd.cluster.handle import local_reads
-from swarmd.cluster.opening import OpeningSettings, open_replica
-from swarmd.cluster.replica import NotNewest, Replica
+from swarmd.belonging import open_cluster, resume
+from swarmd.cluster.asks import EndWork, ReadLog
+from swarmd.cluster.handle import Hosted, local_reads
+from swarmd.cluster.patience import patiently
+from swarmd.cluster.replica import Replica
 from swarmd.config import Config, SurfaceSection
 from swarmd.config_sources import report
 from swarmd.control.leadership import lead_when_elected
 from swarmd.control.members import VoterSettings
 from swarmd.control.upkeep import UpkeepSettings
-from swarmd.domain.errors import SwarmError, Unavailable, leaves
+from swarmd.domain.errors import SwarmError, Unavailable
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Capacity, Node
 from swarmd.drivers.gpu import list_gpus
 from swarmd.drivers.http import HttpSettings
 from swarmd.drivers.process import RunnerClient, RunnerSettings, open_runner
 from swarmd.ops import swarm
+from swarmd.ops.ping import answer_pings
 from swarmd.ops.raft import Copies
 from swarmd.paths import claimed
 from swarmd.state.commands import VERSION
 from swarmd.state.queries import ListDuties
-from swarmd.state.store import StoreSettings, open_store
 
 log = logging.getLogger(__name__)
 
 END_JOBS_S_MAX = 60.0
-CLUSTER_FACT = "cluster"
 AGAIN_S = 0.5
-
-
-class BeginAnew(Unavailable):
-    """This node's files are not to be gone on with; started again it joins as another."""
 
 
 class RunningNode:
@@ -82,11 +72,19 @@ class RunningNode:
         """The swarm knows this node, and it knows who leads."""
         self.stopping = trio.Event()
         self.end_jobs = False
+        self.left = False
+        """By its own will; its files are put away."""
+        self.removed = trio.Event()
+        """The swarm takes no word of this node any more."""
         self.admin_key: str | None = None
 
     def stop(self, end_jobs: bool) -> None:
         self.end_jobs |= end_jobs
         self.stopping.set()
+
+    def leave(self) -> None:
+        self.left = True
+        self.stop(True)
 
 
 @asynccontextmanager
@@ -95,14 +93,15 @@ async def open_node(config: Config) -> AsyncIterator[RunningNode]:
     data_dir = config.node.data_dir
     with claimed(data_dir):
         running = RunningNode()
-        earlier = rejoining.resume(data_dir, _known_id(data_dir))
+        earlier = resume(data_dir)
         if not any((data_dir / name).exists() for name in ("state.db", "raft.db")):
             await clear_leftovers(data_dir)
         async with (
-            _beginning_anew(data_dir),
-            _open_cluster(config, data_dir, earlier) as cluster,
+            open_cluster(config, data_dir, earlier, partial(_describe, config)) as cluster,
+            _leading(config, cluster),
         ):
             store = BlobStore(data_dir / "blobs", bytes_max=config.jobs.blobs_total_bytes_max)
+            answer_pings(cluster)
             cluster.blobs = NodeBlobs(cluster, store, config.jobs.blob_bytes_max)
             async with _open_agent(config, cluster, store, data_dir, running):
                 surfaces = _surfaces(config, cluster, running, data_dir)
@@ -112,91 +111,46 @@ async def open_node(config: Config) -> AsyncIterator[RunningNode]:
                     running.urls = dict(bound.urls)
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(_become_ready, config, cluster, running)
+                        nursery.start_soon(_notice_removal, cluster, running)
                         yield running
                         nursery.cancel_scope.cancel()
+        if running.left:
+            put_away(data_dir)
+        elif running.removed.is_set():
+            raise Unavailable(
+                f"this node was removed from its swarm, and what ran here runs elsewhere. Move the"
+                f" data directory {data_dir} away; then it can join again as a new node, with a"
+                " token (`swarmd token` on a member)"
+            )
 
 
 @asynccontextmanager
-async def _beginning_anew(data_dir: Path) -> AsyncIterator[None]:
-    """Where this node must not go on as who it is, and others are there, note who it was: its next
-    start is that of another node."""
-    try:
-        yield
-    except* NotNewest as found:
-        lost = next(leaves(found))
-        assert isinstance(lost, NotNewest)
-        node_id = _known_id(data_dir)
-        if lost.seeds and node_id is not None:
-            rejoining.begin(data_dir, node_id, lost.seeds)
-            raise BeginAnew(lost.message) from None
-        raise
-
-
-@asynccontextmanager
-async def _open_cluster(
-    config: Config, data_dir: Path, earlier: Rejoin | None
-) -> AsyncIterator[Replica]:
-    """This node's replica, its log and its wires; and what it does while it leads."""
-    mesh = config.mesh
-    copies = data_dir / "copies"
-    copies.mkdir(mode=0o700, exist_ok=True)
-    node_id = _node_id(data_dir)
-    rng = random.Random(os.urandom(16))
-    settings = OpeningSettings(
-        timing=LAN if mesh.timing == "lan" else Timing(),
-        snapshot_bytes_per_s_max=mesh.snapshot_bytes_per_s_max,
-        log_entries_kept=mesh.log_entries_keep,
-    )
+async def _leading(config: Config, cluster: Hosted) -> AsyncIterator[None]:
+    """What this node does while it leads."""
+    voters = config.mesh.voters
     upkeep = UpkeepSettings(config.jobs.keep_s, config.store.events_keep)
-    voters = VoterSettings(mesh.voters, max(mesh.voters, VoterSettings.voters_many))
-    async with (
-        open_log(data_dir / "raft.db", create=True) as raft_log,
-        open_store(data_dir / "state.db", StoreSettings()) as store,
-        open_transport(
-            TransportSettings(binds=_mesh_binds(config)),
-            Me(node_id, raft_log.boot, (raft_log.fact(CLUSTER_FACT) or b"").decode()),
-            rng=rng,
-        ) as wires,
-    ):
-        node = await _describe(config, node_id, tuple(wires.addresses))
-        async with (
-            open_replica(
-                node, raft_log, store, wires, copies, settings,
-                join=(*(earlier.seeds if earlier is not None else ()), *mesh.join),
-                replaces=earlier.replaces if earlier is not None else None,
-                now_ms=_now_ms, new_id=_Ids(), rng=rng,
-            ) as cluster,
-            trio.open_nursery() as nursery,
-        ):  # fmt: skip
-            nursery.start_soon(lead_when_elected, cluster, upkeep, voters)
-            nursery.start_soon(_note_swarm, cluster, raft_log, data_dir)
-            yield cluster
-            nursery.cancel_scope.cancel()
+    settings = VoterSettings(voters, max(voters, VoterSettings.voters_many))
+    async with trio.open_nursery() as nursery:
+        if isinstance(cluster, Replica):
+            nursery.start_soon(lead_when_elected, cluster, upkeep, settings)
+        yield
+        nursery.cancel_scope.cancel()
 
 
-async def _note_swarm(cluster: Replica, raft_log: RaftLog, data_dir: Path) -> None:
-    """Of which swarm this node is: from its next start on it talks to no other's nodes."""
-    await cluster.introduced.wait()
-    rejoining.done(data_dir)
-    if raft_log.fact(CLUSTER_FACT) is None:
-        await raft_log.set_fact(CLUSTER_FACT, cluster.cluster_id.encode()).wait()
+async def _notice_removal(cluster: Hosted, running: RunningNode) -> None:
+    await cluster.removed.wait()
+    running.removed.set()
+    if not running.left:
+        log.error("this node was removed from its swarm")
+        running.stop(True)
 
 
-def _mesh_binds(config: Config) -> tuple[str, ...]:
-    """Only loopback: nobody proves yet who it is."""
-    mesh = config.mesh
-    found = [a for a in mesh.bind or config.node.bind if ip_address(a).is_loopback]
-    if not found:
-        log.warning("the mesh listens on loopback alone until nodes prove who they are")
-        found = ["127.0.0.1"]
-    return tuple(f"[{a}]:{mesh.port}" if ":" in a else f"{a}:{mesh.port}" for a in found)
-
-
-async def _become_ready(config: Config, cluster: Replica, running: RunningNode) -> None:
+async def _become_ready(config: Config, cluster: Hosted, running: RunningNode) -> None:
     """The admin key is the configuration's, or the swarm's own, which the first node makes."""
     running.admin_key = config.security.admin_key
     with local_reads():
-        running.admin_key = running.admin_key or await swarm.known_admin_key(cluster)
+        if running.admin_key is None:
+            running.admin_key = await patiently(lambda: swarm.known_admin_key(cluster))
     await cluster.introduced.wait()
     while running.admin_key is None:
         try:
@@ -207,24 +161,9 @@ async def _become_ready(config: Config, cluster: Replica, running: RunningNode) 
     running.ready.set()
 
 
-class _Ids:
-    """Random ids, a hundred a call of the kernel: a call for each costs as much as an insert."""
-
-    def __init__(self) -> None:
-        self._pool = b""
-
-    def __call__(self) -> str:
-        if not self._pool:
-            self._pool = os.urandom(16 * 100)
-        taken, self._pool = self._pool[:16], self._pool[16:]
-        return str(UUID(bytes=taken, version=4))
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
-async def _describe(config: Config, node_id: NodeId, mesh: tuple[str, ...]) -> Node:
+async def _describe(
+    config: Config, node_id: NodeId, mesh: tuple[str, ...], identity: Identity
+) -> Node:
     """This node: who it is, and what it offers."""
     jobs = config.jobs
     gpus = jobs.gpus
@@ -246,26 +185,14 @@ async def _describe(config: Config, node_id: NodeId, mesh: tuple[str, ...]) -> N
         os=sys.platform,
         version=__version__,
         machine_version=VERSION,
+        public_key=identity.public_key,
+        box_key=identity.box_key,
     )
-
-
-def _node_id(data_dir: Path) -> NodeId:
-    """Made once; a data directory that was wiped is another node."""
-    path = data_dir / "node-id"
-    if not path.exists():
-        fresh = path.with_suffix(".new")
-        fresh.write_text(str(uuid4()))
-        fresh.replace(path)
-    return NodeId(path.read_text().strip())
-
-
-def _known_id(data_dir: Path) -> NodeId | None:
-    return _node_id(data_dir) if (data_dir / "node-id").exists() else None
 
 
 @asynccontextmanager
 async def _open_agent(
-    config: Config, cluster: Replica, store: BlobStore, data_dir: Path, running: RunningNode
+    config: Config, cluster: Hosted, store: BlobStore, data_dir: Path, running: RunningNode
 ) -> AsyncIterator[None]:
     """Jobs and blobs of this node. Where it runs no jobs and holds none, no runner is started."""
     attempts_dir = data_dir / "attempts"
@@ -275,12 +202,14 @@ async def _open_agent(
         nursery.start_soon(drop_unneeded, cluster, store)
         # What this node does follows from its own replica, leader or not.
         with local_reads():
-            duties = await cluster.read(ListDuties(cluster.node.id))
+            asked = ListDuties(cluster.node.id)
+            duties = await patiently(lambda: cluster.read(asked))
         if config.jobs.executor or duties:
             # A node that gives up running jobs still lets those it holds come to their end.
             slots = cluster.node.capacity.slots or len(duties)
+            settings = RunnerSettings(slots=slots, unit=config.jobs.runner_unit)
             async with (
-                open_runner(data_dir, RunnerSettings(slots=slots)) as runner,
+                open_runner(data_dir, settings) as runner,
                 _open_attempts(config, cluster, runner, store, data_dir) as attempts,
             ):
                 try:
@@ -288,18 +217,25 @@ async def _open_agent(
                 finally:
                     if running.end_jobs:
                         with trio.move_on_after(END_JOBS_S_MAX, shield=True):
-                            await attempts.drain()
+                            # Of a node that is out nobody hears: what ran here is others' already.
+                            if not running.removed.is_set():
+                                await attempts.drain()
                             await runner.quit(jobs=True)
         else:
             logs = AttemptLogs(attempts_dir, lambda attempt_id: False)
             cluster.answers(ReadLog, logs.read)
+            cluster.answers(EndWork, _nothing_to_end)
             yield
         nursery.cancel_scope.cancel()
 
 
+async def _nothing_to_end(ask: EndWork) -> None:
+    pass
+
+
 @asynccontextmanager
 async def _open_attempts(
-    config: Config, cluster: Replica, runner: RunnerClient, store: BlobStore, data_dir: Path
+    config: Config, cluster: Hosted, runner: RunnerClient, store: BlobStore, data_dir: Path
 ) -> AsyncIterator[Attempts]:
     jobs = config.jobs
     account = find_account(jobs.user)
@@ -324,12 +260,13 @@ async def _open_attempts(
     )
     attempts = Attempts(cluster, runner, binaries, data_dir / "attempts", settings, not direct)
     cluster.answers(ReadLog, attempts.logs.read)
+    cluster.answers(EndWork, attempts.end_work)
     async with open_attempts(attempts):
         yield attempts
 
 
 def _surfaces(
-    config: Config, cluster: Replica, running: RunningNode, data_dir: Path
+    config: Config, cluster: Hosted, running: RunningNode, data_dir: Path
 ) -> tuple[Surface, ...]:
     advertised = config.node.advertise
     names = (advertised.rpartition(":")[0] or advertised,) if advertised else ()
@@ -357,6 +294,9 @@ def _surfaces(
         lambda: running.admin_key,
         config.jobs.blob_bytes_max,
         Copies(cluster, data_dir / "copies"),
+        data_dir,
+        running.leave,
+        running.removed,
     )
     # Its port may be switched off; the socket stays, or the command line could not reach the node.
     where = placed("console", section)

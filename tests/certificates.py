@@ -1,10 +1,16 @@
-"""Certificates made for one test: an authority and the nodes it vouches for."""
+"""Certificates made for one test: an authority and the nodes it vouches for.
+
+`Authority` vouches for any name and any time; `member` is a node as the product makes it.
+"""
 
 from __future__ import annotations
 
 import datetime
+import os
 import ssl
 import tempfile
+import time
+import uuid
 from pathlib import Path
 
 from cryptography import x509
@@ -12,7 +18,18 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519
 from cryptography.x509.oid import NameOID
 
+from mesh.identity import authority, files
 from mesh.pipes import Tls
+
+
+def member(
+    of: authority.Authority, *, made: float | None = None, node_id: str | None = None
+) -> files.Identity:
+    """A node of a real authority, whose certificate was made now, or at another time."""
+    now = time.time() if made is None else made
+    identity = files.make_identity(node_id or str(uuid.uuid4()), os.urandom)
+    certificate = of.issue(identity.node_id, identity.public_key, now)
+    return identity.certified(certificate, of.certificate, now)
 
 
 class Authority:

@@ -22,6 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from swarmd.cli.client import Daemon as Client
+
 LOOPBACK = "127.0.0.1"
 READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
@@ -70,6 +72,10 @@ class Daemon:
             answer = connection.getresponse()
             names = {name.lower(): value for name, value in answer.getheaders()}
             return Response(answer.status, names, answer.read())
+
+    def token(self) -> str:
+        """With which others join its swarm."""
+        return str(Client(self.data_dir).post("/api/v1/tokens", {})["token"])
 
     def stderr(self) -> str:
         with contextlib.suppress(FileNotFoundError):

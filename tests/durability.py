@@ -85,8 +85,8 @@ def check_chain(conn: sqlite3.Connection) -> None:
 
 
 def check_jobs(path: Path, trace: Path, load: Load, *, recoveries: bool) -> list[JobSeen]:
-    """What the issue promises of each job. With `recoveries`, runners were killed too, so that an
-    attempt may have been lost; without, each job was tried once."""
+    """What the issue promises of each job. With `recoveries`, runners were killed too, or nodes
+    were away for long, so that an attempt may have been lost; without, each was tried once."""
     jobs = read_jobs(path)
     by_id = {job.id: job for job in jobs}
     assert not load.problems, load.problems

@@ -71,11 +71,11 @@ class Tried:
 
     def check(self) -> list[JobSeen]:
         """After the end: every replica is whole and equal; every acknowledged job is there, ended,
-        and was run once."""
+        and was run by one at a time: by another only where its node was away past its lease."""
         self.swarm.check_replicas()
         state = self.swarm.nodes[0].data_dir / "state.db"
         check_state(state)
-        return check_jobs(state, self.trace, self.load, recoveries=False)
+        return check_jobs(state, self.trace, self.load, recoveries=True)
 
 
 @contextmanager

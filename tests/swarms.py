@@ -59,6 +59,14 @@ class Node:
         """Where its job queue is served."""
         return self.address, self.daemon.ports["jobqueue"]
 
+    @property
+    def mesh_address(self) -> str:
+        return f"{self.address}:{self.settings['mesh']['port']}"
+
+    def token(self) -> str:
+        """With which others join its swarm."""
+        return self.daemon.token()
+
     def start(self) -> None:
         """Returns when it is ready: part of the swarm, which has a leader."""
         assert not self.up
@@ -240,14 +248,17 @@ def _start_on_free_ports(
 ) -> None:
     for attempt in range(_STARTS_MAX):
         ports = free_ports({**SURFACES, "mesh": 8473}, addresses)
-        founder = f"{addresses[0]}:{ports['mesh']}"
         swarm.nodes = [
             Node(f"n{number}", address, swarm.folder / f"n{number}",
-                 _settings(f"n{number}", address, ports, founder, settings))
+                 _settings(f"n{number}", address, ports, settings))
             for number, address in enumerate(addresses, 1)
         ]  # fmt: skip
         try:
-            swarm.start(*swarm.nodes)
+            first, *others = swarm.nodes
+            first.start()
+            for node in others:
+                node.settings = joining(node.settings, first)
+            swarm.start(*others)
             swarm.wait_whole()
             return
         except AssertionError as failure:
@@ -259,19 +270,23 @@ def _start_on_free_ports(
 
 
 def _settings(
-    name: str, address: str, ports: Mapping[str, int], founder: str,
-    given: Mapping[str, Any],
+    name: str, address: str, ports: Mapping[str, int], given: Mapping[str, Any]
 ) -> Mapping[str, Any]:  # fmt: skip
-    join = [] if founder.startswith(f"{address}:") else [founder]
     merged: dict[str, dict[str, object]] = {
         "node": {"name": name, "bind": [address]},
-        "mesh": {"port": ports["mesh"], "join": join},
+        "mesh": {"port": ports["mesh"]},
         **{f"surfaces__{surface}": {"port": ports[surface]} for surface in SURFACES},
         "jobs": {"slots": 2},
     }
     for section, values in given.items():
         merged[section] = {**merged.get(section, {}), **values}
     return merged
+
+
+def joining(settings: Mapping[str, Any], member: Node) -> Mapping[str, Any]:
+    """The settings of a node that joins the swarm of a member."""
+    way_in = {"join": [member.mesh_address], "token": member.token()}
+    return {**settings, "mesh": {**settings.get("mesh", {}), **way_in}}
 
 
 def until(found: Callable[[], T | None], failing: str, timeout_s: float = WAIT_S) -> T:

@@ -14,6 +14,7 @@ import msgspec
 from swarmd.domain.errors import Invalid
 from swarmd.domain.jobs import (
     DEPENDENCIES_MAX,
+    DISCONNECT_S_MAX,
     RETRIES_MAX,
     Constraint,
     Fetch,
@@ -153,6 +154,14 @@ def timeout_s_of(seconds: float | None) -> float | None:
             f"timeout_seconds must be above 0 and at most {TIMEOUT_S_MAX}", field="timeout_seconds"
         )
     return seconds
+
+
+def disconnect_s_of(seconds: float | None) -> float | None:
+    if seconds is not None and not (math.isfinite(seconds) and 0 <= seconds <= DISCONNECT_S_MAX):
+        raise Invalid(
+            f"disconnect_seconds must be from 0 to {DISCONNECT_S_MAX}", field="disconnect_seconds"
+        )
+    return seconds or None
 
 
 def retries_of(retries: int | None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -11,7 +12,7 @@ import trio
 from api.common.streams import shielded, stream_answer
 from api.common.surface import HotRoute, Request, Response, json_answer
 from api.common.texts import answer_with_texts
-from api.console import raft
+from api.console import members, raft, trust
 from api.console.shapes import JobIn, JobOut, Json, StopIn, read_body
 from swarmd.cluster.handle import Cluster
 from swarmd.domain.errors import Invalid
@@ -35,6 +36,11 @@ class Console:
     admin_key: Callable[[], str | None]
     blob_bytes_max: int
     copies: Copies
+    data_dir: Path
+    leave: Callable[[], None]
+    """Have the daemon end as one that is no member any more."""
+    removed: trio.Event
+    """The swarm knows this node no more."""
 
 
 async def health(console: Console, request: Request) -> Response:
@@ -203,6 +209,15 @@ ROUTES = (
     Route("GET", f"{API}/config", show_config),
     Route("GET", f"{API}/admin-key", admin_key),
     Route("POST", f"{API}/stop", stop),
+    Route("POST", f"{API}/tokens", trust.make_token),
+    Route("POST", f"{API}/tokens/revoke", trust.drop_tokens),
+    Route("POST", f"{API}/members/remove", members.remove),
+    Route("POST", f"{API}/members/leave", members.leave, timeout_s=None),
+    Route("POST", f"{API}/members/promote", members.promote),
+    Route("GET", f"{API}/keyring", members.keyring),
+    Route("POST", f"{API}/keyring/rotate", members.rotate),
+    Route("POST", f"{API}/ping", members.measure),
+    Route("GET", f"{API}/doctor", members.examine),
     Route("GET", f"{API}/raft", raft.status),
     Route("POST", f"{API}/raft/transfer", raft.transfer),
     # To copy and check a large state takes what it takes; one at a time is let in.

@@ -20,6 +20,7 @@ from api.common.jobfields import (
     checked_url,
     constraints_of,
     dependencies_of,
+    disconnect_s_of,
     env_of,
     key_of,
     labels_of,
@@ -38,6 +39,7 @@ from swarmd.domain.jobs import (
     Resources,
     Source,
 )
+from swarmd.ops.trust import TTL_S
 
 B = TypeVar("B", bound="Body")
 PRIORITIES = {
@@ -63,6 +65,11 @@ class StopIn(Body):
     jobs: bool = False
 
 
+class TokenIn(Body):
+    ttl_s: float = TTL_S
+    rotate: bool = False
+
+
 class TransferIn(Body):
     node: str | None = None
 
@@ -85,6 +92,7 @@ class JobIn(Body):
     env: dict[str, str] = {}
     priority: str | int = "background"
     timeout_seconds: float | None = None
+    disconnect_seconds: float | None = None
     max_retries: int = 0
     depends_on: list[str] = []
     idempotency_key: str | None = None
@@ -107,6 +115,7 @@ class JobIn(Body):
             env=env_of(self.env),
             labels=labels_of(self.labels),
             timeout_s=timeout_s_of(self.timeout_seconds),
+            disconnect_s=disconnect_s_of(self.disconnect_seconds),
             max_retries=retries_of(self.max_retries),
             depends_on=dependencies_of(self.depends_on),
             idempotency_key=key_of(self.idempotency_key),

@@ -26,6 +26,7 @@ from api.common.jobfields import (
     checked_url,
     constraints_of,
     dependencies_of,
+    disconnect_s_of,
     env_of,
     key_of,
     labels_of,
@@ -67,6 +68,7 @@ class JobIn(msgspec.Struct, frozen=True):
     arguments: list[str] | None = None
     env_variables: dict[str, str] | None = None
     timeout_seconds: float | None = None
+    disconnect_seconds: float | None = None
     max_retries: int | None = None
     depends_on: list[str] | None = None
     idempotency_key: str | None = None
@@ -96,6 +98,7 @@ class JobIn(msgspec.Struct, frozen=True):
             env=env_of(self.env_variables or {}),
             labels=labels_of(self.labels or {}),
             timeout_s=timeout_s_of(self.timeout_seconds),
+            disconnect_s=disconnect_s_of(self.disconnect_seconds),
             max_retries=retries_of(self.max_retries),
             depends_on=dependencies_of(self.depends_on or []),
             idempotency_key=key_of(self.idempotency_key),

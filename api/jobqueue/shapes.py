@@ -158,6 +158,7 @@ class Details(msgspec.Struct, frozen=True):
     duration_ms: int | None
     attempts: Sequence[AttemptOut]
     timeout_seconds: float | None
+    disconnect_seconds: float | None
     max_retries: int
     depends_on: Sequence[str]
     idempotency_key: str | None
@@ -203,6 +204,7 @@ class Details(msgspec.Struct, frozen=True):
             duration_ms=(job.ended_at or 0) - (job.started_at or 0) if took else None,
             attempts=[out for a in job.attempts if (out := AttemptOut.of(a, names))],
             timeout_seconds=spec.timeout_s,
+            disconnect_seconds=spec.disconnect_s,
             max_retries=spec.max_retries,
             depends_on=spec.depends_on,
             idempotency_key=spec.idempotency_key,

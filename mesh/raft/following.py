@@ -9,6 +9,7 @@ from mesh.raft import trace
 from mesh.raft.changer import Changer
 from mesh.raft.config import ReadOnly
 from mesh.raft.core import Core
+from mesh.raft.errors import LogLost
 from mesh.raft.log import check_run
 from mesh.raft.membership import Tracker
 from mesh.raft.messages import Message, MessageKind
@@ -20,6 +21,8 @@ def on_append(core: Core, message: Message) -> None:
     check_run(message.index, message.log_term, message.entries, message.term)
     _heed(core, message)
     log, leader = core.log, message.sender
+    if message.index <= log.committed:
+        _check_agreed(log.term_or_zero(message.index), message)
     if message.index < log.committed:
         # An old message: what is committed agrees with every leader to come.
         core.send(MessageKind.APPEND_RESPONSE, leader, index=log.committed)
@@ -40,6 +43,16 @@ def on_append(core: Core, message: Message) -> None:
         reject_hint=hint,
         log_term=hint_term,
     )
+
+
+def _check_agreed(term: int, message: Message) -> None:
+    """Every leader has all that was committed, unless the log was gone on with by hand, without
+    this node. An entry that is not kept any more says nothing."""
+    if term not in (0, message.log_term):
+        raise LogLost(
+            f"entry {message.index} is of term {message.log_term} for the leader, but is committed"
+            f" here with term {term}"
+        )
 
 
 def on_heartbeat(core: Core, message: Message) -> None:

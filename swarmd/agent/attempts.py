@@ -1,13 +1,14 @@
 """Attempts that this node holds: taken up from the feed, run by the runner, reported to the swarm.
 
-An attempt is started once. Its end is acknowledged to the runner only when the swarm has it, so
-that neither a crash of this daemon nor one of the swarm's loses or repeats it."""
+An attempt is started once, and only by a lease. Its end is acknowledged to the runner only when
+the swarm has it, so that neither a crash of this daemon nor one of the swarm's loses or repeats it.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +18,13 @@ import trio
 from swarmd.agent.binaries import Binaries
 from swarmd.agent.directories import Directories
 from swarmd.agent.launch import JOB_PATH, Account, error_of, find_program, order_of, status_of
+from swarmd.agent.leases import NodeLease
 from swarmd.agent.logs import AttemptLogs
 from swarmd.agent.output import cut_file
-from swarmd.cluster.feed import FellBehind
+from swarmd.cluster.asks import EndWork
+from swarmd.cluster.feed import FellBehind, Wanted
 from swarmd.cluster.handle import Cluster, local_reads
+from swarmd.cluster.patience import AGAIN_S, patiently
 from swarmd.domain.actors import Actor
 from swarmd.domain.errors import Busy, SwarmError, Unavailable
 from swarmd.domain.events import AttemptStopped, Event, JobAssigned
@@ -98,6 +102,7 @@ class Attempts:
         self._let_go_of = trio.Event()
         self._closing = False
         self._runner_pid = 0
+        self._lease = NodeLease(cluster, runner, self)
         self.logs = AttemptLogs(root, self._is_running)
         self.directories = Directories(root, self._forget_logs)
 
@@ -113,6 +118,46 @@ class Attempts:
             with trio.move_on_after(LEADERLESS_S):
                 await self._let_go_of.wait()
 
+    async def end_work(self, ask: EndWork) -> None:
+        """This node leaves the swarm, or stays after all."""
+        if not ask.resume:
+            await self.drain()
+            return
+        self._closing = False
+        self._wanted.set()
+
+    async def stop_renewing(self) -> None:
+        """Before the daemon stops and leaves its jobs to the runner: the swarm waits for it."""
+        await self._lease.stop()
+        if not self._closing:
+            self._closing = True
+            await self._lease.hold()
+
+    # What the lease is about.
+
+    async def keep_lease(self) -> None:
+        await self._lease.keep()
+
+    def leased(self) -> Mapping[float, Sequence[AttemptId]]:
+        by_more: dict[float, list[AttemptId]] = {}
+        for attempt_id, held in self._held.items():
+            if held.running:
+                more_s = held.duty.spec.disconnect_s or 0.0
+                by_more.setdefault(more_s, []).append(attempt_id)
+        return by_more
+
+    def ordering(self) -> bool:
+        return any(held.running and not held.ordered for held in self._held.values())
+
+    async def look_anew(self) -> None:
+        before = list(self._held)
+        duties = await self._cluster.read(ListDuties(self._cluster.node.id))
+        # What came meanwhile was not to be in there; what is new in there comes by the feed.
+        keep = {duty.attempt.id for duty in duties} | self._reports.keys()
+        for attempt_id in before:
+            if attempt_id not in keep:
+                await self._stop(attempt_id)
+
     @property
     def busy(self) -> int:
         return sum(held.running for held in self._held.values())
@@ -123,12 +168,7 @@ class Attempts:
     # What the swarm wants of us.
 
     async def follow(self) -> None:
-        me = self._cluster.node.id
-
-        def wants(event: Event) -> bool:
-            body = event.body
-            return isinstance(body, JobAssigned | AttemptStopped) and body.node_id == me
-
+        wants = Wanted.of(JobAssigned, AttemptStopped, about=self._cluster.node.id)
         while True:
             try:
                 async with self._cluster.watch(wants=wants) as events:
@@ -137,6 +177,8 @@ class Attempts:
                         await self._heed([event, *events.take_waiting()])
             except FellBehind:
                 continue  # what was missed is in the duties that are read anew
+            except Unavailable:
+                await trio.sleep(AGAIN_S)  # no replica is in reach
 
     async def _heed(self, events: list[Event]) -> None:
         given: list[AttemptId] = []
@@ -183,7 +225,8 @@ class Attempts:
 
     async def adopt(self) -> None:
         """Take back what the runner still runs, or has ended without anyone hearing of it."""
-        duties = await self._cluster.read(ListDuties(self._cluster.node.id))
+        asked = ListDuties(self._cluster.node.id)
+        duties = await patiently(lambda: self._cluster.read(asked))
         by_id = {duty.attempt.id: duty for duty in duties}
         self._runner_pid = await self._runner.replaced(0)
         standings = {AttemptId(s.id): s for s in await self._runner.list()}
@@ -220,6 +263,7 @@ class Attempts:
 
     async def launch(self, nursery: trio.Nursery) -> None:
         while True:
+            await self._lease.wait()
             batch: list[_Held] = []
             while self._waiting and not self._closing:
                 held = self._held[self._waiting.popleft()]
@@ -246,20 +290,22 @@ class Attempts:
             else:
                 held.program = program
         orders = []
+        leased = self._lease.there
         for held in batch:
             if not held.running:
                 continue
             if held.stopping:
                 self._let_go(held.duty.attempt.id)
                 continue
-            if self._closing:
-                held.running = False
-                self._waiting.append(held.duty.attempt.id)
+            if self._closing or not leased:
+                self._put_back(held)
                 continue
             try:
                 orders.append(self._order(held))
             except (SwarmError, OSError) as error:
                 self._refuse(held, error.message if isinstance(error, SwarmError) else str(error))
+        if not leased:
+            self._wanted.set()  # by then it may be back
         refusals = await self._runner.start(orders)
         stopping = []
         for order in orders:
@@ -286,12 +332,15 @@ class Attempts:
                 if held.stopping:
                     self._let_go(attempt_id)
                     continue
-                held.running = held.ordered = False
-                if held.program is not None:
-                    self._binaries.release(held.program)
-                    held.program = None
-                self._waiting.append(attempt_id)
+                self._put_back(held)
             self._wanted.set()
+
+    def _put_back(self, held: _Held) -> None:
+        held.running = held.ordered = False
+        if held.program is not None:
+            self._binaries.release(held.program)
+            held.program = None
+        self._waiting.append(held.duty.attempt.id)
 
     def _order(self, held: _Held) -> AttemptOrder:
         spec, attempt_id = held.duty.spec, held.duty.attempt.id
@@ -315,6 +364,7 @@ class Attempts:
             grace_s=settings.grace_s,
             log_bytes_max=settings.log_bytes_max,
             reuse=reuse,
+            lease=self._lease.terms(spec.disconnect_s or 0.0),
         )
 
     def _refuse(self, held: _Held, message: str) -> None:
@@ -469,11 +519,12 @@ def _age_ms(now: float, at: float | None) -> int | None:
 
 @asynccontextmanager
 async def open_attempts(attempts: Attempts) -> AsyncIterator[Attempts]:
-    """Run what this node is given. Leaving it leaves jobs to the runner."""
+    """Run what this node is given. Leaving it leaves jobs to the runner, and the swarm waits."""
     async with trio.open_nursery() as nursery:
         # What this node does follows from its own replica, leader or not.
         with local_reads():
             await attempts.adopt()
+            nursery.start_soon(attempts.keep_lease)
             nursery.start_soon(attempts.hear)
             nursery.start_soon(attempts.report)
             nursery.start_soon(attempts.launch, nursery)
@@ -481,4 +532,5 @@ async def open_attempts(attempts: Attempts) -> AsyncIterator[Attempts]:
             nursery.start_soon(attempts.hand_over_again)
             nursery.start_soon(attempts.directories.keep_tidy)
         yield attempts
+        await attempts.stop_renewing()
         nursery.cancel_scope.cancel()

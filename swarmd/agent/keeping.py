@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeVar
 
 import trio
 
 from swarmd.agent.blobs import BlobStore
-from swarmd.cluster.feed import FellBehind
+from swarmd.cluster.feed import FellBehind, Wanted
 from swarmd.cluster.handle import Cluster
+from swarmd.cluster.patience import AGAIN_S, patiently
 from swarmd.domain.actors import SYSTEM
-from swarmd.domain.errors import SwarmError
-from swarmd.domain.events import BlobsDropped, Event
+from swarmd.domain.errors import Unavailable
+from swarmd.domain.events import BlobsDropped
 from swarmd.state.commands import AddBlob
 from swarmd.state.queries import FindBlob, ListHolders
 
@@ -22,19 +22,14 @@ log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-AGAIN_S = 1.0
 SWEEP_PAGE = 500
 
 
 async def drop_unneeded(cluster: Cluster, store: BlobStore) -> None:
     """Remove what the swarm forgot: first all of which it knows nothing, then as it is told."""
-
-    def wants(event: Event) -> bool:
-        return isinstance(event.body, BlobsDropped)
-
     while True:
         try:
-            async with cluster.watch(wants=wants) as events:
+            async with cluster.watch(wants=Wanted.of(BlobsDropped)) as events:
                 if store.fresh is not None:
                     await _sweep(cluster, store, store.fresh)
                     store.fresh = None
@@ -45,20 +40,12 @@ async def drop_unneeded(cluster: Cluster, store: BlobStore) -> None:
                             await store.delete(sha256)
         except FellBehind:
             continue
+        except Unavailable:
+            await trio.sleep(AGAIN_S)  # no replica is in reach
 
 
 async def _is_known(cluster: Cluster, sha256: str) -> bool:
-    return await _patiently(partial(cluster.read, FindBlob(sha256))) is not None
-
-
-async def _patiently(work: Callable[[], Awaitable[T]]) -> T:
-    """Asked of the swarm, for as long as it takes: this node's replica may be behind."""
-    while True:
-        try:
-            return await work()
-        except SwarmError as refusal:
-            log.debug("blobs are not tidied now", extra={"reason": refusal.message})
-            await trio.sleep(AGAIN_S)
+    return await patiently(partial(cluster.read, FindBlob(sha256))) is not None
 
 
 async def _sweep(cluster: Cluster, store: BlobStore, fresh: set[str]) -> None:
@@ -72,9 +59,9 @@ async def _sweep(cluster: Cluster, store: BlobStore, fresh: set[str]) -> None:
             if not await _is_known(cluster, info.sha256):
                 await store.delete(info.sha256)
                 continue
-            holders = await _patiently(partial(cluster.read, ListHolders(info.sha256)))
+            holders = await patiently(partial(cluster.read, ListHolders(info.sha256)))
             if cluster.node.id not in holders:
                 # A restored swarm knows of the blob, and not that this node has it.
                 held = AddBlob(info.sha256, info.size_bytes, cluster.node.id)
-                await _patiently(partial(cluster.propose, held, SYSTEM))
+                await patiently(partial(cluster.propose, held, SYSTEM))
         after = page[-1].sha256

@@ -74,8 +74,7 @@ def reachable(directory: Path, account: Account) -> bool:
 
 def order_of(
     duty: Duty, program: str, directory: Path, account: Account, *, grace_s: float,
-    log_bytes_max: int,
-    reuse: Path | None,
+    log_bytes_max: int, reuse: Path | None, lease: tuple[int | None, int | None],
 ) -> AttemptOrder:  # fmt: skip
     """The environment is the job's alone, plus PATH, HOME and the devices it was granted."""
     spec, attempt = duty.spec, duty.attempt
@@ -84,6 +83,7 @@ def order_of(
         numbers = (device.rpartition("gpu")[2] for device in attempt.devices)
         env["CUDA_VISIBLE_DEVICES"] = ",".join(numbers)
     need = spec.resources
+    lease_ms, lease_from_ns = lease
     return AttemptOrder(
         id=attempt.id,
         dir=str(directory),
@@ -97,6 +97,8 @@ def order_of(
         memory_bytes=need.memory_bytes,
         cpus=need.cpus,
         pids=need.pids,
+        lease_ms=lease_ms,
+        lease_from_ns=lease_from_ns,
         log_bytes_max=log_bytes_max,
     )
 
@@ -118,9 +120,9 @@ def status_of(ended: Ended) -> AttemptStatus:
     match ended.reason:
         case "exit" if ended.exit_code == 0:
             return AttemptStatus.COMPLETED
-        case "lost":
+        case "lost" | "lease":
             return AttemptStatus.LOST
-        case "stopped" | "lease":
+        case "stopped":
             return AttemptStatus.REVOKED  # by the node, which went down: the job is not to blame
         case _:
             return AttemptStatus.FAILED

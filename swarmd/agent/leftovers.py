@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 GONE_S_MAX = 15.0
 _STATE_FILES = ("state.db-wal", "state.db-shm")
+_OF_A_NODE = ("node-id", "identity")
 _RUNNER_FILES = ("exits.log", "exits.log.damaged")
 
 
@@ -28,9 +29,10 @@ async def clear_leftovers(data_dir: Path) -> None:
     for name in _STATE_FILES:
         # Replayed into a new state they would be damage.
         (data_dir / name).unlink(missing_ok=True)
-    attempts_dir, node_id = data_dir / "attempts", data_dir / "node-id"
+    attempts_dir = data_dir / "attempts"
     journals = [data_dir / name for name in _RUNNER_FILES]
-    if not any(path.exists() for path in (attempts_dir, node_id, *journals)):
+    of_a_node = [data_dir / name for name in _OF_A_NODE]
+    if not any(path.exists() for path in (attempts_dir, *of_a_node, *journals)):
         return
     log.warning("the state is gone; what its jobs left is cleared, and the node begins anew",
                 extra={"data_dir": str(data_dir)})  # fmt: skip
@@ -48,4 +50,5 @@ async def clear_leftovers(data_dir: Path) -> None:
         journal.unlink(missing_ok=True)
     await trio.to_thread.run_sync(shutil.rmtree, attempts_dir, True)
     # An id is never reused: whoever lost its state is another node.
-    node_id.unlink(missing_ok=True)
+    of_a_node[0].unlink(missing_ok=True)
+    await trio.to_thread.run_sync(shutil.rmtree, of_a_node[1], True)

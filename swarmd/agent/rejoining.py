@@ -23,7 +23,10 @@ log = logging.getLogger(__name__)
 NOTE = "rejoin.json"
 ASIDE = "set-aside"
 _SUFFIXES = ("", "-wal", "-shm", "-journal")
-_FILES = (*(f"raft.db{s}" for s in _SUFFIXES), *(f"state.db{s}" for s in _SUFFIXES), "node-id")
+_FILES = (
+    *(f"raft.db{s}" for s in _SUFFIXES), *(f"state.db{s}" for s in _SUFFIXES),
+    "identity", "node-id",
+)  # fmt: skip
 NOTE_BYTES_MAX = 64 * 1024
 
 
@@ -67,6 +70,12 @@ def resume(data_dir: Path, node_id: NodeId | None) -> Rejoin | None:
     return note
 
 
+def put_away(data_dir: Path) -> None:
+    """This node is no member any more, for good: the next start here is another one's first."""
+    _set_aside(data_dir)
+    done(data_dir)
+
+
 def done(data_dir: Path) -> None:
     """It is a member again."""
     with suppress(FileNotFoundError):
@@ -87,6 +96,6 @@ def _set_aside(data_dir: Path) -> None:
         fsync_dir(data_dir)
     fsync_dir(aside)
     log.warning(
-        "this node begins anew as another; what it had is set aside",
+        "what this node had is set aside; the next start here is another node's",
         extra={"set_aside": str(aside)},
     )

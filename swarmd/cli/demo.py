@@ -32,6 +32,7 @@ from swarmd.cli.main import EXIT_REFUSED, tell
 DOCUMENTED_PORTS = {"jobqueue": 8080, "console": 8470}
 ANY_PORT = 0
 READY_TIMEOUT_S = 30.0
+TOKEN_S = 600
 VOTERS = 3
 END_TIMEOUT_S = 20.0
 LOG_LINES_SHOWN = 20
@@ -120,16 +121,18 @@ def _swarm(place: Path, count: int) -> Iterator[list[Member]]:
     try:
         for number in range(1, count + 1):
             data_dir = place if count == 1 else place / f"demo-{number}"
-            join = _mesh_address(members[0].daemon) if members else None
-            members.append(_node(data_dir, number, join))
+            way_in = _way_in(members[0].daemon) if members else None
+            members.append(_node(data_dir, number, way_in))
         yield members
     finally:
         _end([(member.daemon, member.child) for member in members])
 
 
-def _mesh_address(daemon: Daemon) -> str:
+def _way_in(daemon: Daemon) -> tuple[str, str]:
+    """Where the others join, and with which token."""
     (node,) = [n for n in daemon.get("/api/v1/nodes")["nodes"] if n["name"] == "demo-1"]
-    return str(node["mesh"][0])
+    made = daemon.post("/api/v1/tokens", {"ttl_s": TOKEN_S})
+    return str(node["mesh"][0]), str(made["token"])
 
 
 def _settle(daemon: Daemon, count: int) -> None:
@@ -143,13 +146,13 @@ def _settle(daemon: Daemon, count: int) -> None:
         time.sleep(0.1)
 
 
-def _node(place: Path, number: int, join: str | None) -> Member:
+def _node(place: Path, number: int, way_in: tuple[str, str] | None) -> Member:
     """A node that runs. Whoever asked for it ends it."""
     place.mkdir(mode=0o700, parents=True, exist_ok=True)
     name, address = f"demo-{number}", f"127.0.0.{number}"
     ports = {surface: _documented_or_any(surface, address) for surface in DOCUMENTED_PORTS}
     while True:
-        child = _start(place, _settings(name, address, ports, join))
+        child = _start(place, _settings(name, address, ports, way_in))
         daemon = Daemon(place)
         try:
             return Member(name, daemon, _Listener(child).wait_ready(), child)
@@ -168,6 +171,7 @@ def _node(place: Path, number: int, join: str | None) -> Member:
 
 def _start(place: Path, text: str) -> subprocess.Popen[str]:
     settings = place / "demo.toml"
+    settings.touch(mode=0o600)
     settings.write_text(text)
     kept = {k: v for k, v in os.environ.items() if not k.startswith("SWARMD_") and k != "ADMIN_KEY"}
     return subprocess.Popen(
@@ -202,11 +206,13 @@ def _tell_moved(surface: str, address: str) -> None:
     tell(f"port {port} of {address} is taken: {surface} moves to a free one")
 
 
-def _settings(name: str, address: str, ports: dict[str, int], join: str | None) -> str:
+def _settings(
+    name: str, address: str, ports: dict[str, int], way_in: tuple[str, str] | None
+) -> str:
     lines = ["[node]", f'name = "{name}"', f'bind = ["{address}"]', "[log]", 'level = "warning"',
              "[mesh]", f"port = {ANY_PORT}"]  # fmt: skip
-    if join is not None:
-        lines.append(f'join = ["{join}"]')
+    if way_in is not None:
+        lines += [f'join = ["{way_in[0]}"]', f'token = "{way_in[1]}"']
     for surface, port in ports.items():
         lines += [f"[surfaces.{surface}]", f"port = {port}"]
     return "\n".join(lines) + "\n"

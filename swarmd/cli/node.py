@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import select
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -35,17 +37,17 @@ def up(
 ) -> int:
     """Run one node in the foreground.
 
-    It is ready with a line on stderr that has every URL. With --join a new node becomes part
-    of that swarm; one that is part of a swarm already needs it no more. SIGTERM and Ctrl-C stop
+    It is ready with a line on stderr that has every URL. With --join and --token a new node becomes
+    part of that swarm (`swarmd token` there prints one); one that is part of a swarm already needs
+    neither any more. SIGTERM and Ctrl-C stop
     it within 5 s and leave its jobs running; the next `swarmd up` takes them back.
     """
     from swarmd import logs
     from swarmd.config_sources import load
     from swarmd.paths import make_data_dir
 
-    _refuse_token(token)
     flags = {"node.name": name, "node.bind": bind, "node.advertise": advertise,
-             "node.data_dir": data_dir, "mesh.join": join}  # fmt: skip
+             "node.data_dir": data_dir, "mesh.join": join, "mesh.token": token}  # fmt: skip
     config = load(os.environ, flags, file=config_file)
     make_data_dir(config.node.data_dir)
     logs.set_up(config.log.level, config.log.format)
@@ -76,10 +78,17 @@ def down(jobs: bool, data_dir: Path | None, as_json: bool) -> int:
 
 def stop(daemon: Daemon, *, jobs: bool) -> None:
     """Ask it to stop and wait until its process is gone, for 10 s at most."""
+    with wait_for_end(daemon):
+        daemon.post("/api/v1/stop", {"jobs": jobs}, timeout_s=STOP_TIMEOUT_S)
+
+
+@contextmanager
+def wait_for_end(daemon: Daemon) -> Iterator[None]:
+    """Tell it to stop in the block; afterwards it is gone, or 10 s have passed and this refuses."""
     pid = daemon.pid()
     gone = _open_process(pid)
     try:
-        daemon.post("/api/v1/stop", {"jobs": jobs}, timeout_s=STOP_TIMEOUT_S)
+        yield
         deadline = time.monotonic() + STOP_TIMEOUT_S
         while time.monotonic() < deadline:
             if gone is not None:
@@ -117,13 +126,3 @@ def _listens(daemon: Daemon) -> bool:
     except Refused:
         pass
     return True
-
-
-def _refuse_token(token: str | None) -> None:
-    from swarmd.domain.errors import Invalid
-
-    if token is not None:
-        raise Invalid(
-            "--token: this version has no tokens yet: nodes join on loopback addresses alone,"
-            " with --join"
-        )

@@ -57,6 +57,8 @@ def _variable(text: str) -> tuple[str, str]:
 @click.option(
     "--timeout", type=options.DURATION, metavar="T", help="End it after so long: 30s, 2h."
 )
+@click.option("--disconnect", type=options.DURATION, metavar="T",
+              help="Let it run on, and wait, so long while its node is cut off.")  # fmt: skip
 @click.option("--retries", type=click.IntRange(0, 100), default=0, help="Try so often again.")
 @click.option("--cpus", type=click.FloatRange(0, min_open=True), help="CPUs to have, and no more.")
 @click.option("--memory", type=options.SIZE, metavar="SIZE", help="Memory to have: 512MiB, 2GB.")
@@ -125,6 +127,8 @@ def _order(daemon: Daemon, command: tuple[str, ...], wanted: dict[str, Any]) -> 
     }  # fmt: skip
     if wanted["timeout"] is not None:
         order["timeout_seconds"] = wanted["timeout"]
+    if wanted["disconnect"] is not None:
+        order["disconnect_seconds"] = wanted["disconnect"]
     if wanted["idempotency_key"]:
         order["idempotency_key"] = wanted["idempotency_key"]
     # The upload last: what is refused for its words alone costs no upload.

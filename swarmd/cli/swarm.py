@@ -52,9 +52,10 @@ def nodes(as_json: bool, data_dir: Path | None) -> None:
         show.emit_json(seen)
         return
     show.emit_table(
-        ["NODE", "ADDRESS", "STATUS", "ROLE", "SLOTS", "CPUS", "MEMORY", "GPUS", "VERSION"],
+        ["NODE", "ADDRESS", "STATUS", "ROLE", "RTT", "SLOTS", "CPUS", "MEMORY", "GPUS", "VERSION"],
         [
             [n.get("name"), n.get("address"), n.get("status"), n.get("role"),
+             "-" if n.get("rtt_ms") is None else f"{n['rtt_ms']:.2g} ms",
              f"{n.get('used_slots', 0)}/{n.get('slots', 0)}", f"{n.get('cpus') or 0:g}",
              show.size(n.get("memory_bytes")), n.get("gpus", 0), n.get("version")]
             for n in seen.get("nodes", [])

@@ -6,7 +6,8 @@ from typing import Any
 
 import msgspec
 
-from swarmd.cluster.handle import Ask, LogView
+from swarmd.cluster.handle import Ask, LogView, RingView, Rotated
+from swarmd.domain.actors import Actor
 from swarmd.domain.jobs import AttemptId, JobId, NodeId
 
 
@@ -25,6 +26,22 @@ class LastBeat(msgspec.Struct, frozen=True):
 
 class ListBeats(Ask["list[LastBeat]"], frozen=True):
     """Executors that gave a sign of life lately."""
+
+
+class Lease(msgspec.Struct, frozen=True):
+    """The node may go on with its work."""
+
+    lease_s: float
+    """For so long, counted from when it asked."""
+    alone: bool = False
+    """It is the whole swarm: it may go on without end, once it has said so to the log."""
+
+
+class RenewLease(Ask[Lease], frozen=True):
+    """May this node go on with its work? For the node that leads, which answers once it is certain
+    that it does. NotFound: the swarm does not know the node, or not any more."""
+
+    node_id: NodeId
 
 
 class ReadLog(Ask["LogChunk"], frozen=True):
@@ -59,14 +76,110 @@ class HandOver(Ask[None], frozen=True):
     to: NodeId | None = None
 
 
-AnyAsk = Beat | ListBeats | ReadLog | ReadClock | ReadLogView | HandOver
+class MemberRemoved(msgspec.Struct, frozen=True):
+    name: str
+    voters: int
+    """So many vote from then on."""
+    handed_over: bool = False
+    """It was the leader's own removal: another leads now, and has to be asked again."""
+
+
+class RemoveMember(Ask[MemberRemoved], frozen=True):
+    """Take a node out of the swarm for good: for the node that leads. NotFound: no such node.
+    Conflict: it is alive and `force` is not set, or the log would be left without a quorum.
+    Unavailable: the swarm does not come to it in time."""
+
+    node_id: NodeId
+    actor: Actor
+    force: bool = False
+    idle: bool = False
+    """The node itself says that it runs nothing, and will start nothing."""
+    dry: bool = False
+    """Only say whether it would be refused."""
+
+
+class MemberPromoted(msgspec.Struct, frozen=True):
+    name: str
+    voters: int
+
+
+class PromoteMember(Ask[MemberPromoted], frozen=True):
+    """Have a learner vote at once: for the node that leads. NotFound; Conflict: it votes already,
+    has no replica, does not answer, or is behind."""
+
+    node_id: NodeId
+
+
+class ReadRing(Ask[RingView], frozen=True):
+    """Which keys of the gossip the node has. One that knows of an older generation than this
+    looks for the newer before it answers."""
+
+    generation: int = 0
+
+
+class RotateKeyring(Ask[Rotated], frozen=True):
+    """Change the keys of the gossip: for the node that leads. Unavailable: a node that is there did
+    not take a key in time; what was begun is gone on with the next time."""
+
+    actor: Actor
+
+
+class EndWork(Ask[None], frozen=True):
+    """End what runs on the node, have the swarm queue it again, and start nothing more. With
+    `resume`: take up work again."""
+
+    resume: bool = False
+
+
+class Trip(msgspec.Struct, frozen=True):
+    """One node as another finds it."""
+
+    node_id: NodeId
+    times_ms: tuple[float, ...]
+    """Of each question that was answered, there and back."""
+    lost: int
+    clock_ahead_ms: int | None
+    """Its clock against that of the node that asked, half the way there and back taken off."""
+    why: str = ""
+    """Why the last that was lost was."""
+
+
+class MeasureTrips(Ask["list[Trip]"], frozen=True):
+    """How far others are from the node: so many questions to each."""
+
+    node_ids: tuple[NodeId, ...]
+    count: int
+
+
+AnyAsk = (
+    Beat
+    | ListBeats
+    | RenewLease
+    | ReadLog
+    | ReadClock
+    | ReadLogView
+    | HandOver
+    | RemoveMember
+    | PromoteMember
+    | ReadRing
+    | RotateKeyring
+    | EndWork
+    | MeasureTrips
+)
 
 ANSWERS: dict[type[Any], Any] = {
     Beat: None,
     ListBeats: list[LastBeat],
+    RenewLease: Lease,
     ReadLog: LogChunk,
     ReadClock: int,
     ReadLogView: LogView,
     HandOver: None,
+    RemoveMember: MemberRemoved,
+    PromoteMember: MemberPromoted,
+    ReadRing: RingView,
+    RotateKeyring: Rotated,
+    EndWork: None,
+    MeasureTrips: list[Trip],
 }
 """What each is answered with, on the wire too."""

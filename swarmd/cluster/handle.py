@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import msgspec
+import trio
 
 from swarmd.cluster.feed import Subscription
 from swarmd.domain.actors import Actor
@@ -85,7 +86,10 @@ class PeerView(msgspec.Struct, frozen=True):
 
     role: Role
     alive: bool
+    """Also while it is only suspected."""
     rtt_ms: float | None = None
+    state: str = "alive"
+    """alive, suspect, dead or left."""
 
 
 _local_reads: ContextVar[bool] = ContextVar("local_reads", default=False)
@@ -142,10 +146,54 @@ class BlobPort(Protocol):
         """NotFound when nobody has it."""
 
 
+class MadeToken(msgspec.Struct, frozen=True):
+    token: str
+    """Whoever has it can join: it is shown once, and nowhere else."""
+    ends_at: int
+
+
+class RingView(msgspec.Struct, frozen=True):
+    """The keys that seal the swarm's gossip, by their ids: the keys themselves are never shown."""
+
+    generation: int
+    primary: str
+    keys: tuple[str, ...]
+
+
+class Rotated(msgspec.Struct, frozen=True):
+    ring: RingView
+    nodes: int
+    """So many were there, and have it."""
+    finished: bool
+    """It was one that had been cut short."""
+
+
+class TrustPort(Protocol):
+    """Who may come in, and the keys that all share."""
+
+    @property
+    def certificate_ends_ms(self) -> int | None:
+        """When this node's certificate ends; None: it has none."""
+
+    @property
+    def vouches(self) -> bool:
+        """Whether this node can open what the swarm keeps sealed."""
+
+    async def make_token(self, ttl_s: float, *, alone: bool, actor: Actor) -> MadeToken:
+        """Good for so long; with `alone` no older one is from then on."""
+
+    async def drop_tokens(self, actor: Actor) -> int:
+        """Let nobody join by a token any more. NotFound: none is good."""
+
+
 class Cluster(Protocol):
     node: Node
     cluster_id: str
     blobs: BlobPort
+
+    @property
+    def trust(self) -> TrustPort | None:
+        """None where the wires prove nothing: in a simulated swarm."""
 
     @property
     def members(self) -> Mapping[NodeId, Node]:
@@ -225,3 +273,12 @@ class Cluster(Protocol):
 
     def staleness_ms(self) -> int | None:
         """How long ago this node last knew itself up to date; None: it never did."""
+
+
+class Hosted(Cluster, Protocol):
+    """A cluster as the node that opened it has it: with a replica of its own, or without."""
+
+    introduced: trio.Event
+    """The swarm knows this node as it is."""
+    removed: trio.Event
+    """The swarm takes no word of this node any more."""

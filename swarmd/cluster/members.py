@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
 import trio
 
 from mesh.consensus import Consensus
+from mesh.identity.files import Identity
+from mesh.keyring import encode_keyring
 from mesh.raft import Change, ChangeKind, ConfChangeV2, ProposalDropped
 from mesh.wires import Refused, WireError, Wires
 from swarmd.cluster.channels import wire_refusal
 from swarmd.cluster.handle import Leadership, LogView, Progress
 from swarmd.cluster.numbers import raft_id_of
+from swarmd.cluster.trust import NONCE, Application, Trust
 from swarmd.domain.actors import SYSTEM, Actor
-from swarmd.domain.errors import Conflict, SwarmError, Unavailable
+from swarmd.domain.errors import BY_CODE, Conflict, SwarmError, Unauthorized, Unavailable
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Node
-from swarmd.state.commands import Command, PutNode, RemoveNode, T
+from swarmd.state.commands import Command, PutNode, PutWraps, RemoveNode, T
+from swarmd.state.queries import GetTrust, Query
 
 log = logging.getLogger(__name__)
 
@@ -43,6 +49,21 @@ class JoinAsk(msgspec.Struct, frozen=True, array_like=True):
 class Joined(msgspec.Struct, frozen=True, array_like=True):
     cluster_id: str
     members: tuple[tuple[NodeId, tuple[str, ...]], ...]
+    certificate: bytes = b""
+    authority: bytes = b""
+    ring: bytes = b""
+    replica: bool = True
+    """False: there are as many as there may be; `members` are those that have one."""
+
+
+@dataclass(frozen=True)
+class Grounds:
+    """Why a swarm should take this node in: it knows the secret of a token, or can prove whom it
+    was. The pin tells that swarm from others."""
+
+    pin: bytes
+    secret: bytes = b""
+    earlier: Identity | None = None
 
 
 class Holder(Protocol):
@@ -52,6 +73,11 @@ class Holder(Protocol):
     cluster_id: str
     introduced: trio.Event
     members: dict[NodeId, Node]
+    trust: Trust | None
+
+    async def read(self, query: Query[T]) -> T: ...
+
+    def now_ms(self) -> int: ...
 
     async def propose(self, command: Command[T], actor: Actor) -> T: ...
 
@@ -63,10 +89,13 @@ class Holder(Protocol):
 
 
 class Members:
-    def __init__(self, holder: Holder, consensus: Consensus, wires: Wires) -> None:
+    def __init__(
+        self, holder: Holder, consensus: Consensus, wires: Wires, replicas_max: int
+    ) -> None:
         self._holder = holder
         self._consensus = consensus
         self._wires = wires
+        self.replicas_max = replicas_max
 
     def view(self) -> LogView:
         status = self._consensus.status()
@@ -92,17 +121,17 @@ class Members:
         )
 
     def serve(self) -> None:
-        self._wires.handle_call(JOIN, self._answer_join)
+        self._wires.handle_call(JOIN, self._answer_join, applicants=self._holder.trust is not None)
 
     async def _answer_join(self, peer: str, body: bytes) -> bytes:
         """A node asks to become a member: it is made known, and a learner, before it is told."""
         holder = self._holder
         try:
-            ask = msgspec.msgpack.decode(body, type=JoinAsk)
+            application = msgspec.msgpack.decode(body, type=Application)
+            ask = msgspec.msgpack.decode(application.ask, type=JoinAsk)
         except msgspec.DecodeError as error:
             raise Refused("invalid", f"this is no request to join: {error}") from None
-        if ask.node.id != peer:
-            raise Refused("invalid", "a node joins for itself alone")
+        await self._check_grounds(peer, application, ask)
         leadership = holder.leadership()
         if leadership.leader == holder.node.id and not holder.introduced.is_set():
             raise Refused(Unavailable.code, "the swarm is only being founded")
@@ -112,17 +141,47 @@ class Members:
             where = " ".join(leader.mesh) if leader else ""
             raise Refused("not_leader", "another node leads", mesh=where)
         try:
+            vouched = self._vouch(ask.node)
             if ask.replaces is not None:
                 await self._retire(ask.replaces, ask.node)
-            self._consensus.know({raft_id_of(peer): peer})
+            raft_id = raft_id_of(ask.node.id)
+            self._consensus.know({raft_id: ask.node.id})
             await holder.propose(PutNode(ask.node), Actor(ask.node.name, "mesh"))
-            if raft_id_of(peer) not in self._everyone():
+            replica = raft_id in self._everyone()
+            if not replica and len(self._everyone()) < self.replicas_max:
                 await self.change(learners=(ask.node.id,))
+                replica = True
         except SwarmError as refusal:
             raise wire_refusal(refusal) from None
         known = {**holder.members, holder.node.id: holder.node}
+        if not replica:
+            known = {n: node for n, node in known.items() if raft_id_of(n) in self._everyone()}
         members = tuple((node.id, node.mesh) for node in known.values())
-        return msgspec.msgpack.encode(Joined(holder.cluster_id, members))
+        return msgspec.msgpack.encode(Joined(holder.cluster_id, members, *vouched, replica=replica))
+
+    async def _check_grounds(self, peer: str, application: Application, ask: JoinAsk) -> None:
+        """Whoever may not come in learns nothing else, not even who leads."""
+        holder = self._holder
+        try:
+            if holder.trust is None:
+                if ask.node.id != peer:
+                    raise Unauthorized("a node joins for itself alone")
+                return
+            holder.trust.learn(await holder.read(GetTrust()))
+            known = holder.members.get(ask.node.id)
+            if known is not None and known.public_key != ask.node.public_key:
+                raise Unauthorized("another node has this id")
+            holder.trust.check(peer, application, ask, holder.now_ms())
+        except SwarmError as refusal:
+            raise wire_refusal(refusal) from None
+
+    def _vouch(self, node: Node) -> tuple[bytes, bytes, bytes]:
+        trust = self._holder.trust
+        if trust is None:
+            return b"", b"", b""
+        certificate = trust.vouch(node.id, node.public_key)
+        ring = b"" if trust.ring is None else encode_keyring(trust.ring)
+        return certificate, trust.known.authority, ring
 
     async def _retire(self, old: NodeId, host: Node) -> None:
         """A host that begins anew takes its own place: whoever it was goes first, once the streams
@@ -161,6 +220,7 @@ class Members:
             *(Change(ChangeKind.ADD_LEARNER, raft_id_of(n)) for n in learners),
             *(Change(ChangeKind.REMOVE_NODE, raft_id_of(n)) for n in removed),
         ]
+        await self._hand_keys(voters)
         change = ConfChangeV2(changes=tuple(steps))
 
         def holds() -> bool:
@@ -190,6 +250,20 @@ class Members:
         raise Unavailable(
             "the swarm does not agree on the change of members; see `swarmd raft status`"
         )
+
+    async def _hand_keys(self, voters: tuple[NodeId, ...]) -> None:
+        """Who votes can open what the swarm keeps sealed, before it does."""
+        trust, holder = self._holder.trust, self._holder
+        if trust is None:
+            return
+        lacking = [
+            holder.members[node_id]
+            for node_id in voters
+            if node_id in holder.members and node_id not in trust.known.boxes
+        ]
+        if lacking:
+            command = PutWraps(trust.boxes_for(lacking), (), holder.leadership().term)
+            await holder.propose(command, SYSTEM)
 
     async def hand_over(self, to: NodeId | None) -> None:
         holder = self._holder
@@ -237,10 +311,12 @@ class Members:
 
 
 async def ask_to_join(
-    wires: Wires, seeds: tuple[str, ...], node: Node, replaces: NodeId | None = None
-) -> Joined:
-    """Ask every seed in turn, and whom they name as the leader, until one takes this node in."""
-    body = msgspec.msgpack.encode(JoinAsk(node, replaces))
+    wires: Wires, seeds: tuple[str, ...], ask: JoinAsk, grounds: Grounds | None,
+    told: Callable[[str], None] = lambda why: None,
+) -> Joined:  # fmt: skip
+    """Ask every seed in turn, and whom they name as the leader, until one takes this node in.
+    Without grounds the wires must say who asks. Conflict, Unauthorized: they never will. `told`
+    gets each new reason why not."""
     reasons: dict[str, str] = {}
     while True:
         waiting = list(seeds)
@@ -249,12 +325,11 @@ async def ask_to_join(
                 break
             address = waiting.pop(0)
             try:
-                _, answer = await wires.call_address(address, JOIN, body, JOIN_TIMEOUT_S)
-                return msgspec.msgpack.decode(answer, type=Joined)
+                return await _apply_at(wires, address, ask, grounds)
             except Refused as refused:
                 reason = refused.message
-                if refused.code == Conflict.code:
-                    raise Conflict(
+                if refused.code in (Conflict.code, Unauthorized.code):
+                    raise BY_CODE[refused.code](
                         f"{address} does not take this node in: {reason}", **refused.facts
                     ) from None
                 if refused.code == "not_leader":
@@ -263,5 +338,26 @@ async def ask_to_join(
                 reason = error.message
             if reasons.get(address) != reason:
                 reasons[address] = reason
+                told(f"{address}: {reason}")
                 log.warning("not joined yet", extra={"seed": address, "reason": reason})
         await trio.sleep(JOIN_AGAIN_S)
+
+
+async def _apply_at(wires: Wires, address: str, ask: JoinAsk, grounds: Grounds | None) -> Joined:
+    """Raises WireError."""
+    asked = msgspec.msgpack.encode(ask)
+    pin, secret, proof = (None, b"", b"") if grounds is None else (grounds.pin, grounds.secret, b"")
+    if grounds is not None and grounds.earlier is not None:
+        # A nonce is good at the node alone that gave it.
+        _, nonce = await wires.call_address(address, NONCE, b"", JOIN_TIMEOUT_S, pin=pin)
+        secret, proof = b"", grounds.earlier.prove(nonce, asked)
+    body = msgspec.msgpack.encode(Application(asked, secret, proof))
+    _, answer = await wires.call_address(address, JOIN, body, JOIN_TIMEOUT_S, pin=pin)
+    return msgspec.msgpack.decode(answer, type=Joined)
+
+
+async def join_again(wires: Wires, peer: str, node: Node) -> Joined:
+    """As a member that the wires know: into the log again, where it was taken out or never was.
+    Raises WireError."""
+    body = msgspec.msgpack.encode(Application(msgspec.msgpack.encode(JoinAsk(node))))
+    return msgspec.msgpack.decode(await wires.call(peer, JOIN, body, JOIN_TIMEOUT_S), type=Joined)

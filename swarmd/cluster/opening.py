@@ -19,12 +19,17 @@ from mesh.timing import Rng, Timing
 from mesh.wal import RaftLog, find_put_back
 from mesh.wal_errors import LogBusy
 from mesh.wires import WireError, Wires
-from swarmd.cluster.members import ask_to_join
+from swarmd.cluster.lineage import CLUSTER_ID
+from swarmd.cluster.members import Grounds, JoinAsk, Joined, ask_to_join, join_again
+from swarmd.cluster.neighbours import Neighbours
 from swarmd.cluster.numbers import raft_id_of
+from swarmd.cluster.remote import remember
 from swarmd.cluster.replica import INSTALLING, PING, NotNewest, Replica, ReplicaSettings, not_newest
+from swarmd.cluster.sessions import Whereabouts
 from swarmd.cluster.snapshots import InThread, Snapshots, decode_conf, encode_conf
+from swarmd.cluster.trust import Trust
 from swarmd.domain.actors import SYSTEM
-from swarmd.domain.errors import Busy, Unavailable
+from swarmd.domain.errors import Busy, SwarmError, Unavailable
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Node, NodeKind
 from swarmd.state.commands import PutNode, PutSetting
@@ -34,12 +39,25 @@ from swarmd.state.store import StateStore
 
 log = logging.getLogger(__name__)
 
-CLUSTER_ID = "cluster_id"
+SEEDS = "seeds"
+"""The log's fact: whom a node asked to take it in."""
+NOT_JOINED = "not-joined"
+"""The log's fact: why this node was not taken in yet."""
 BOOT = "boot"
 AGAIN_S = 0.5
+UNLED_S = 4.0
+"""Longer than an election takes."""
 SEED_TIMEOUT_S = 5.0
 FOUNDED_INDEX = 1
 """Where the log of a swarm begins that was founded with nothing."""
+
+
+class ServedByOthers(Exception):
+    """The swarm has as many replicas as it may have: this node is to be one without."""
+
+    def __init__(self, joined: Joined) -> None:
+        super().__init__("served by others")
+        self.joined = joined
 
 
 @dataclass(frozen=True)
@@ -85,16 +103,27 @@ async def open_replica(
     in_thread: InThread = trio.to_thread.run_sync,
     join: Sequence[str] = (),
     replaces: NodeId | None = None,
+    trust: Trust | None = None,
+    grounds: Grounds | None = None,
+    neighbours: Neighbours | None = None,
     now_ms: Callable[[], int],
     new_id: Callable[[], str],
     rng: Rng,
 ) -> AsyncIterator[Replica]:
     """Take part while the body runs; on the way out, have another lead if this node does.
     `replaces` is the id that this host had before it had to begin anew. NotNewest is raised at the
-    start, or when another proves that this node forgot what it promised."""
+    start, or when another proves that this node forgot what it promised; ServedByOthers where it is
+    to have no replica."""
     me = raft_id_of(node.id)
     await _end_installing(raft_log, store)
-    cluster_id, told = await _standing(node, raft_log, store, wires, tuple(join), replaces)
+    seeds = tuple(join) or _seeds(raft_log)
+    if trust is not None and trust.expired:
+        known: list[Node] = await store.read(ListNodes((NodeKind.MEMBER,)))
+        others = tuple(address for other in known if other.id != node.id for address in other.mesh)
+        log.warning("this node's certificate has ended; the others are asked for a new one")
+        await _Applying(wires, others or seeds, JoinAsk(node), grounds, trust).join(raft_log)
+    applying = _Applying(wires, seeds, JoinAsk(node, replaces), grounds, trust)
+    cluster_id, told = await _standing(node, raft_log, store, applying)
     conf = ConfState() if store.place.conf is None else decode_conf(store.place.conf)
     snapshots = Snapshots(copies, store, wires, settings.snapshot_bytes_per_s_max, in_thread)
     raw = RawNode(
@@ -110,6 +139,7 @@ async def open_replica(
         now_ms=now_ms, new_id=new_id,
     )  # fmt: skip
     replica.cluster_id, replica.told = cluster_id, told
+    replica.trust, replica.neighbours = trust, neighbours or Neighbours()
     async with trio.open_nursery() as nursery:
         await nursery.start(replica.run)
         if conf.voters == (me,) and not conf.learners:
@@ -117,6 +147,7 @@ async def open_replica(
         nursery.start_soon(_introduce, replica)
         if join and not told:
             nursery.start_soon(_compare, replica, wires, tuple(join))
+        nursery.start_soon(_stay_in, replica, wires, raft_log)
         nursery.start_soon(_compact, raft_log, store, settings)
         try:
             yield replica
@@ -148,25 +179,64 @@ async def _end_installing(raft_log: RaftLog, store: StateStore) -> None:
     await raft_log.set_fact(INSTALLING, b"0").wait()
 
 
+@dataclass(frozen=True)
+class _Applying:
+    """How this node gets into a swarm that is there."""
+
+    wires: Wires
+    seeds: tuple[str, ...]
+    ask: JoinAsk
+    grounds: Grounds | None
+    trust: Trust | None
+
+    async def join(self, raft_log: RaftLog) -> Joined:
+        if self.seeds:
+            # From here on no start of this node founds a swarm of its own.
+            await raft_log.set_fact(SEEDS, " ".join(self.seeds).encode()).wait()
+
+        def told(why: str) -> None:
+            with suppress(LogBusy):
+                raft_log.set_fact(NOT_JOINED, why.encode()[:1000])
+
+        try:
+            joined = await ask_to_join(self.wires, self.seeds, self.ask, self.grounds, told)
+        except SwarmError as refusal:
+            told(refusal.message)
+            raise
+        told("")
+        if self.trust is not None and joined.certificate:
+            await self.trust.adopt(joined.certificate, joined.authority)
+            if joined.ring:
+                self.trust.take_ring(joined.ring)
+        return joined
+
+
+def _seeds(raft_log: RaftLog) -> tuple[str, ...]:
+    """Those that an earlier start was told."""
+    return tuple((raft_log.fact(SEEDS) or b"").decode().split())
+
+
 async def _standing(
-    node: Node, raft_log: RaftLog, store: StateStore, wires: Wires, join: tuple[str, ...],
-    replaces: NodeId | None,
-) -> tuple[str, Mapping[str, Sequence[str]]]:  # fmt: skip
+    node: Node, raft_log: RaftLog, store: StateStore, applying: _Applying
+) -> tuple[str, Mapping[str, Sequence[str]]]:
     """The swarm's id, and members known beside those in the state."""
     me, place = raft_id_of(node.id), store.place
     voters = () if place.conf is None else decode_conf(place.conf).voters
     fresh_log = raft_log.last_index() == 0 and raft_log.hard_state == HardState()
     empty = raft_log.last_index() == 0 and place.conf is None
-    if empty and join:  # also where an earlier start ended between being taken in and the copy
-        joined = await ask_to_join(wires, join, node, replaces)
+    if empty and applying.seeds:
+        # Also where an earlier start ended between being taken in and the copy.
+        joined = await applying.join(raft_log)
+        if not joined.replica:
+            raise ServedByOthers(joined)
         log.info("joined", extra={"cluster_id": joined.cluster_id})
         return joined.cluster_id, {str(n): a for n, a in joined.members}
     if fresh_log and (place.conf is None or voters == (me,)):
         await _found(me, raft_log, store)
     elif empty:
         raise Unavailable(
-            "this node was taken into a swarm and has nothing of it yet: start it with mesh.join"
-            " (--join) as before, or move the data directory away for a swarm of its own"
+            "this node was taken into a swarm and has nothing of it yet: start it with --join and"
+            " --token, or move the data directory away for a swarm of its own"
         )
     elif fresh_log:
         raise await _not_newest(
@@ -233,20 +303,37 @@ async def _introduce(replica: Replica) -> None:
             await trio.sleep(AGAIN_S)
 
 
+async def _stay_in(replica: Replica, wires: Wires, raft_log: RaftLog) -> None:
+    """A node that was away for long is taken out of the log. Where others are there and none of
+    them leads it, it asks to be taken in again: of one that still is in, nothing changes."""
+    while True:
+        seen = replica.leadership()
+        with trio.move_on_after(UNLED_S):
+            while replica.leadership().leader is None:
+                seen = await replica.leadership_changed(seen)
+        if replica.leadership().leader is not None:
+            await replica.leadership_changed(replica.leadership())
+            continue
+        for peer in [p for p in replica.members if wires.linked(p)]:
+            with suppress(WireError):
+                joined = await join_again(wires, peer, replica.node)
+                if not joined.replica:
+                    await remember(raft_log, Whereabouts(joined.cluster_id, joined.members))
+                    raise ServedByOthers(joined)
+                log.info("taken into the log again", extra={"by": peer})
+                break
+
+
 async def _compare(replica: Replica, wires: Wires, seeds: tuple[str, ...]) -> None:
-    """Say so where this node, being of a swarm, is told to join those of another: it stays."""
+    """Say so where this node, being of a swarm, is told to join nodes that are not: it stays."""
     await replica.introduced.wait()
     for seed in seeds:
         try:
-            _, theirs = await wires.call_address(seed, PING, b"", SEED_TIMEOUT_S)
+            await wires.call_address(seed, PING, b"", SEED_TIMEOUT_S)
         except WireError as error:
-            log.info("a node to join was not reached", extra={"seed": seed, "reason": str(error)})
-            continue
-        if theirs.decode(errors="replace") not in ("", replica.cluster_id):
             log.warning(
-                "this node is of a swarm already and does not join another; a new one does, with"
-                " a data directory of its own",
-                extra={"seed": seed, "cluster_id": replica.cluster_id},
+                "a node that this one was told to join does not answer, or not as one of its swarm",
+                extra={"seed": seed, "reason": str(error)},
             )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -58,6 +58,12 @@ class Entering(Protocol):
     def cluster_version(self) -> int: ...
 
 
+class Forwarding(Protocol):
+    """The way to whoever leads."""
+
+    async def call(self, peer: str, method: str, body: bytes, timeout_s: float) -> bytes: ...
+
+
 @dataclass(slots=True, eq=False)
 class _Pending:
     id: RequestId
@@ -100,10 +106,12 @@ class _Pending:
 
 class Proposals:
     def __init__(
-        self, me: NodeId, origin: int, boot: int, entering: Entering, wires: Wires,
-        settings: ProposalSettings,
+        self, me: NodeId, origin: int, boot: int, entering: Entering, wires: Forwarding,
+        settings: ProposalSettings, hindrance: Callable[[], str] = lambda: "",
     ) -> None:  # fmt: skip
+        """`hindrance` says what may stand in the way of writes, as far as this node sees."""
         self._me = me
+        self._hindrance = hindrance
         self._origin = origin
         self.boot = boot
         self._entering = entering
@@ -159,6 +167,8 @@ class Proposals:
     def _given_up(self, request: _Pending) -> Unavailable:
         leader = self._entering.leadership().leader
         why = "nobody leads the swarm at present" if leader is None else "the swarm does not answer"
+        if hindrance := self._hindrance():
+            why += f" ({hindrance})"
         if not request.maybe_done:
             return Unavailable(f"{why}: nothing was changed; try again later")
         return Unavailable(f"{why}: whether this was done is not known; look before you try again")

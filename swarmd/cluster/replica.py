@@ -21,10 +21,10 @@ import trio
 from mesh.consensus import Consensus
 from mesh.raft import ConfState, Entry, EntryKind, LogLost, Message, ProposalDropped, Snapshot
 from mesh.wal import RaftLog, write_patiently
-from mesh.wires import Refused, WireError, Wires
-from swarmd.cluster.asks import ANSWERS as ASK_ANSWERS
-from swarmd.cluster.asks import AnyAsk, HandOver, ReadClock, ReadLogView
-from swarmd.cluster.channels import open_channel, refusal_of, serve_channel, wire_refusal
+from mesh.wires import WireError, Wires
+from swarmd.cluster.asking import Asking
+from swarmd.cluster.asks import HandOver, ReadClock, ReadLogView
+from swarmd.cluster.channels import open_channel, serve_channel
 from swarmd.cluster.feed import Feed, FellBehind, Subscription
 from swarmd.cluster.handle import (
     Ask,
@@ -40,12 +40,18 @@ from swarmd.cluster.handle import (
     T,
     reads_are_local,
 )
+from swarmd.cluster.lineage import CLUSTER_ID
 from swarmd.cluster.members import Members
+from swarmd.cluster.neighbours import Neighbours, view_of
 from swarmd.cluster.numbers import raft_id_of
 from swarmd.cluster.proposals import Proposals, ProposalSettings, serve_forwarded
+from swarmd.cluster.rotating import Rotating
+from swarmd.cluster.serving import Serving
 from swarmd.cluster.snapshots import Snapshots, encode_conf
+from swarmd.cluster.stamps import Stamps
+from swarmd.cluster.trust import Trust
 from swarmd.domain.actors import Actor
-from swarmd.domain.errors import Busy, NotFound, SwarmError, Unavailable
+from swarmd.domain.errors import Busy, SwarmError, Unavailable
 from swarmd.domain.events import Event, NodeChanged, SettingChanged
 from swarmd.domain.jobs import ENTRY_BYTES_MAX, NodeId
 from swarmd.domain.nodes import Node
@@ -64,16 +70,12 @@ from swarmd.state.store import Slot, StateStore, encode_batch
 
 log = logging.getLogger(__name__)
 
-ASK = "ask"
 PING = "ping"
 LINK_LOOK_S = 1.0
-NOT_NOW = "the node does not answer this at present: it leads no longer, or not yet"
 INSTALLING = "installing"
 """The log's fact: the index of a copy that is being put in the state's place."""
 BATCH_BYTES_MAX = 200 * 1024
 BATCH_REQUESTS_MAX = 512
-
-Answer = Callable[[Any], Awaitable[Any]]
 
 
 class NotNewest(Unavailable):
@@ -100,6 +102,8 @@ class ReplicaSettings:
     read_s_max: float = 10.0
     """For a leader to vouch for a read, and for this node to have come so far."""
     ask_s_max: float = 35.0
+    replicas_max: int = 9
+    """Voters and learners; further nodes are served by them."""
 
 
 class Replica:
@@ -125,6 +129,8 @@ class Replica:
         self.cluster_id = ""
         self.introduced = trio.Event()
         """The swarm knows this node as it is."""
+        self.removed = trio.Event()
+        """The swarm knows this node no more, and takes no word of it."""
         self.new_id = new_id
         self._log = raft_log
         self._consensus = consensus
@@ -134,11 +140,17 @@ class Replica:
         self._settings = settings
         self._now_ms = now_ms
         self._feed = Feed()
-        self._answers: dict[type[Any], Answer] = {}
         self._raft_id = raft_id_of(node.id)
-        self._proposals = Proposals(node.id, self._raft_id, boot, self, wires, settings.proposals)
-        self._members = Members(self, consensus, wires)
+        self._proposals = Proposals(
+            node.id, self._raft_id, boot, self, wires, settings.proposals, self._hindrance
+        )
+        self._members = Members(self, consensus, wires, settings.replicas_max)
+        self._asking = Asking(
+            node.id, wires, lambda: self.members, self.leadership, settings.ask_s_max
+        )
+        self._serving = Serving(self, self._feed, wires)
         self._stamped_at = store.last_at
+        self._stamps = Stamps(now_ms)
         self._applied = store.place.index
         self._applied_waits: list[tuple[int, int, trio.Event]] = []
         self._wait_numbers = itertools.count()
@@ -148,6 +160,9 @@ class Replica:
         self._changed = trio.Event()
         self._members_stale = trio.Event()
         self.members: dict[NodeId, Node] = {}
+        self.neighbours = Neighbours()
+        self.trust: Trust | None = None
+        """None where the wires prove nothing: in a simulated swarm."""
         self.told: Mapping[str, Sequence[str]] = {}
         """Members and where they live, as a node is told when it joins: it must be able to answer
         them before its replica has them."""
@@ -157,7 +172,8 @@ class Replica:
         self._last_event_seq = (await self._store.read(GetStanding())).event_seq
         await self._load_members()
         serve_forwarded(self, self._wires)
-        self._wires.handle_call(ASK, self._answer_ask)
+        self._asking.serve()
+        self._serving.serve()
         self._wires.handle_call(PING, lambda peer, body: self.cluster_id.encode())
         self._members.serve()
         self.answers(ReadClock, self._read_clock)
@@ -168,6 +184,11 @@ class Replica:
             nursery.start_soon(self._proposals.run)
             nursery.start_soon(self._keep_members)
             nursery.start_soon(self._keep_linked)
+            nursery.start_soon(self._serving.run)
+            if self.trust is not None:
+                self.trust.serve(self, self._wires)
+                Rotating(self, self.trust, self._wires).serve()
+                nursery.start_soon(self.trust.run, self, self._wires)
             nursery.start_soon(self._agree)
             task_status.started()
 
@@ -227,50 +248,12 @@ class Replica:
                     yield event
 
     async def ask(self, target: NodeId | Leader, request: Ask[T]) -> T:
-        node_id = self.leadership().leader if isinstance(target, Leader) else target
-        if node_id is None:
-            raise Unavailable("nobody leads the swarm at present; try again later")
-        if node_id == self.node.id:
-            answer = self._answers.get(type(request))
-            if answer is None:
-                raise Unavailable(NOT_NOW, request=type(request).__name__)
-            value: T = await answer(request)
-            return value
-        if node_id not in self.members:
-            raise NotFound("no such node", node_id=node_id)
-        try:
-            body = await self._wires.call(
-                node_id, ASK, _encode_ask(request), self._settings.ask_s_max
-            )
-        except WireError as error:
-            raise refusal_of(error) from None
-        found: T = msgspec.msgpack.decode(body, type=ASK_ANSWERS[type(request)])
-        return found
-
-    async def _answer_ask(self, peer: str, body: bytes) -> bytes:
-        try:
-            request = _decode_ask(body)
-        except msgspec.DecodeError as error:
-            raise Refused("invalid", f"this version knows no such ask: {error}") from None
-        answer = self._answers.get(type(request))
-        if answer is None:
-            raise Refused(Unavailable.code, NOT_NOW)
-        try:
-            return _encode(await answer(request))
-        except SwarmError as refusal:
-            raise wire_refusal(refusal) from None
+        return await self._asking.ask(target, request)
 
     def answers(
         self, request: type[Ask[Any]], answer: Callable[[Any], Awaitable[Any]]
     ) -> Callable[[], None]:
-        assert request not in self._answers, request
-        self._answers[request] = answer
-
-        def stop() -> None:
-            if self._answers.get(request) is answer:
-                del self._answers[request]
-
-        return stop
+        return self._asking.answers(request, answer)
 
     def open_channel(
         self, target: NodeId, name: str, asked: bytes
@@ -281,7 +264,7 @@ class Replica:
         serve_channel(self._wires, name, answer)
 
     def now_ms(self) -> int:
-        return max(self._stamped_at, self._store.last_at, self._now_ms())
+        return self._stamps.now_ms(self.entry_at)
 
     def clock_ms(self) -> int:
         return self._now_ms()
@@ -302,6 +285,18 @@ class Replica:
     def cluster_version(self) -> int:
         return self._version
 
+    @property
+    def applied(self) -> int:
+        return self._applied
+
+    @property
+    def event_seq(self) -> int:
+        return self._last_event_seq
+
+    @property
+    def entry_at(self) -> int:
+        return max(self._stamped_at, self._store.last_at)
+
     def staleness_ms(self) -> int | None:
         if self._consensus.leads:
             return 0
@@ -317,10 +312,13 @@ class Replica:
             role = Role.LEARNER
         if node_id == self.node.id:
             return PeerView(role, alive=True)
-        about = self._wires.about(node_id)
-        rtt_s = about.rtt_smoothed_s if about is not None else None
-        rtt_ms = None if rtt_s is None else rtt_s * 1000
-        return PeerView(role, alive=self._wires.linked(node_id), rtt_ms=rtt_ms)
+        return view_of(role, node_id, self.neighbours, self._wires)
+
+    def _hindrance(self) -> str:
+        voters = self._members.view().voters
+        there = sum(self.peer(voter).alive for voter in voters)
+        needed = len(voters) // 2 + 1
+        return f"this node sees {there} of {len(voters)} voters, {needed} are needed"
 
     def log_view(self) -> LogView:
         return self._members.view()
@@ -393,6 +391,7 @@ class Replica:
             self._applied = upto.index
             self._publish(outcomes)
             self._proposals.deliver(outcomes)
+            self._serving.deliver(outcomes, upto.index)
             done()
             self._wake_applied()
 
@@ -406,7 +405,7 @@ class Replica:
         for event in events:
             body = event.body
             if isinstance(body, NodeChanged) or (
-                isinstance(body, SettingChanged) and body.key == VERSION_KEY
+                isinstance(body, SettingChanged) and body.key in (VERSION_KEY, CLUSTER_ID)
             ):
                 self._members_stale.set()
         self._feed.publish(events)
@@ -426,6 +425,7 @@ class Replica:
         self._applied = snapshot.meta.index
         self._last_event_seq = (await self._store.read(GetStanding())).event_seq
         self._feed.cut_off()
+        self._serving.cut_off()
         waiting = self._proposals.waiting()
         if waiting:
             asked = FindOutcomes(self._raft_id, self._proposals.boot, waiting)
@@ -477,9 +477,15 @@ class Replica:
 
     async def _load_members(self) -> None:
         nodes = await self._store.read(ListNodes())
+        was_member = self.node.id in self.members
         self.members = {node.id: node for node in nodes}
+        if was_member and self.node.id not in self.members:
+            self.removed.set()
         known = await self._store.read(GetSetting(VERSION_KEY))
         self._version = 1 if known is None else int(known)
+        self.cluster_id = (await self._store.read(GetSetting(CLUSTER_ID)) or b"").decode() or (
+            self.cluster_id
+        )
         self._consensus.know({raft_id_of(node.id): node.id for node in nodes})
         told = {} if self.node.id in self.members else self.told
         known_peers: dict[str, Sequence[str]] = {n.id: n.mesh for n in nodes if n.mesh}
@@ -501,7 +507,4 @@ def _parts(requests: Sequence[msgspec.Raw]) -> list[list[msgspec.Raw]]:
     return parts
 
 
-_encode = msgspec.msgpack.Encoder().encode
-_encode_ask = msgspec.msgpack.Encoder().encode
-_decode_ask = msgspec.msgpack.Decoder(AnyAsk).decode
 assert BATCH_BYTES_MAX < ENTRY_BYTES_MAX

@@ -16,8 +16,8 @@ from typing import BinaryIO
 import msgspec
 
 from mesh.raft import ConfState
+from swarmd.cluster.lineage import CLUSTER_ID
 from swarmd.cluster.numbers import raft_id_of
-from swarmd.cluster.opening import CLUSTER_ID
 from swarmd.cluster.snapshots import encode_conf
 from swarmd.domain.actors import Actor
 from swarmd.domain.errors import Conflict, Invalid, Unavailable

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from statistics import median
+from statistics import median_high, median_low
 
 import trio
 
@@ -19,9 +19,13 @@ OFF_MS_MAX = 5000
 
 
 def wrong_by_ms(offsets_ms: list[int]) -> int:
-    """How far this clock is from the median of the peers', 0 where they are too few to tell: with
-    one peer, nobody knows whose is wrong."""
-    return int(median(offsets_ms)) if len(offsets_ms) >= 2 else 0
+    """How far this clock is from the median of all, 0 where they are too few to tell: with one
+    peer, nobody knows whose is wrong. This clock is one of them: of three, one alone that is wrong
+    says nothing. Where there are two in the middle, the nearer counts."""
+    if len(offsets_ms) < 2:
+        return 0
+    clocks = [0, *offsets_ms]
+    return min(median_low(clocks), median_high(clocks), key=abs)
 
 
 async def hand_over_when_wrong(cluster: Cluster) -> None:

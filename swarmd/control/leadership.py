@@ -7,10 +7,12 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from swarmd.cluster.asks import Beat, ListBeats
+from swarmd.cluster.asks import Beat, ListBeats, PromoteMember, RemoveMember, RenewLease
 from swarmd.cluster.handle import Cluster, Leadership, read_locally
 from swarmd.control import clocks, members, upkeep
+from swarmd.control.leases import Leases, give_away
 from swarmd.control.presence import Presence
+from swarmd.control.removal import Removal
 from swarmd.control.scheduler import schedule
 from swarmd.control.upkeep import UpkeepSettings
 from swarmd.domain.errors import Busy, SwarmError
@@ -40,21 +42,26 @@ async def _lead(
     cluster: Cluster, standing: Leadership, upkeep_settings: UpkeepSettings,
     voter_settings: members.VoterSettings,
 ) -> None:  # fmt: skip
-    presence = Presence(cluster)
+    presence, leases = Presence(cluster), Leases(cluster, standing.term)
+    removal = Removal(cluster)
     stops = [
+        cluster.answers(RenewLease, leases.renew),
         cluster.answers(Beat, presence.beat),
         cluster.answers(ListBeats, presence.list_beats),
+        cluster.answers(RemoveMember, removal.remove),
+        cluster.answers(PromoteMember, removal.promote),
     ]
     term = standing.term
     try:
         async with trio.open_nursery() as nursery:
             for loop in (
                 lambda: upkeep.listen(cluster, presence),
-                lambda: schedule(cluster, term),
+                lambda: give_away(cluster, leases),
+                lambda: schedule(cluster, term, leases),
                 lambda: upkeep.settle_and_wake(cluster, term),
                 lambda: upkeep.expire(cluster, term, presence),
                 lambda: upkeep.prune(cluster, term, upkeep_settings),
-                lambda: members.keep_voters(cluster, voter_settings),
+                lambda: members.keep_members(cluster, voter_settings),
                 lambda: members.raise_version(cluster, term),
                 lambda: clocks.hand_over_when_wrong(cluster),
             ):

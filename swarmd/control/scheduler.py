@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from collections.abc import Callable
+from typing import Protocol
 
 import trio
+from msgspec.structs import replace
 
-from swarmd.cluster.feed import FellBehind
+from swarmd.cluster.feed import FellBehind, Subscription
 from swarmd.cluster.handle import Cluster
 from swarmd.control.placement import plan
 from swarmd.domain.actors import SYSTEM
@@ -58,10 +61,14 @@ class Pace:
         self.slots = {node.id: node.capacity.slots for node in view.nodes}
         self.held = {node.id: view.used[node.id].slots for node in view.nodes}
 
+    def note_nodes(self) -> None:
+        """Which nodes there are, or what they offer, is another than when it was read."""
+        self._nodes_changed = True
+
     def note(self, event: Event, now: float) -> None:
         match event.body:
             case NodeChanged():
-                self._nodes_changed = True  # what it offers is in the state alone
+                self.note_nodes()
             case JobAssigned(attempt_id=attempt_id, node_id=node_id, external=False):
                 self._holder[attempt_id] = node_id
                 self._hold(node_id, 1, event.seq)
@@ -97,23 +104,56 @@ class Pace:
         )
 
 
-async def schedule(cluster: Cluster, term: int) -> None:
+class Present(Protocol):
+    """Which nodes are there to be given work."""
+
+    arrived: Callable[[], None]
+    """Called when one has come."""
+
+    def present(self, node_id: NodeId) -> bool: ...
+
+
+async def schedule(cluster: Cluster, term: int, there: Present) -> None:
     """Runs until it is cancelled, or until the term is over."""
-    pace = Pace()
+    pace, arrivals = Pace(), _Arrivals()
+    there.arrived = arrivals.note
     after: int | None = None
     while True:
         try:
             async with cluster.watch(after=after, wants=_concerns) as events:
-                await _place_all(cluster, term, pace)
-                async for event in events:
-                    woken = _note(pace, event)
+                await _place_all(cluster, term, pace, there)
+                while True:
+                    event = await arrivals.or_next(events)
+                    if event is None:
+                        pace.note_nodes()
+                    woken = event is None or _note(pace, event)
                     for more in events.take_waiting():
                         woken |= _note(pace, more)
                     if woken and pace.wants_work(trio.current_time()):
-                        await _place_all(cluster, term, pace)
+                        await _place_all(cluster, term, pace, there)
         except FellBehind:
             # What was missed is in the state that is read next; what was counted is not to be kept.
             after, pace = None, Pace()
+
+
+class _Arrivals:
+    """Waits for events, and for nodes to come, of which no event tells."""
+
+    def __init__(self) -> None:
+        self._noted = False
+        self._scope = trio.CancelScope()
+
+    def note(self) -> None:
+        self._noted = True
+        self._scope.cancel()
+
+    async def or_next(self, events: Subscription) -> Event | None:
+        """The next event; None when a node has come."""
+        if not self._noted:
+            with trio.CancelScope() as self._scope:
+                return await anext(events)
+        self._noted = False
+        return None
 
 
 def _concerns(event: Event) -> bool:
@@ -125,11 +165,12 @@ def _note(pace: Pace, event: Event) -> bool:
     return isinstance(event.body, _WAKES)
 
 
-async def _place_all(cluster: Cluster, term: int, pace: Pace) -> None:
+async def _place_all(cluster: Cluster, term: int, pace: Pace, there: Present) -> None:
     """Place until nothing more fits."""
     while True:
         far = pace.ahead(trio.current_time())
         view = await cluster.read(ViewPlacement(sum(far.values()), ASSIGNMENTS_MAX))
+        view = replace(view, nodes=tuple(n for n in view.nodes if there.present(n.id)))
         pace.start_from(view)
         assignments = plan(view, far)
         if not assignments:

@@ -97,6 +97,12 @@ class SettingChanged(Body, frozen=True):
     key: str
 
 
+class TrustChanged(Body, frozen=True):
+    """What the swarm keeps sealed, or who may join it."""
+
+    what: str
+
+
 EventBody = (
     JobSubmitted
     | JobReady
@@ -112,6 +118,7 @@ EventBody = (
     | BlobAdded
     | BlobsDropped
     | SettingChanged
+    | TrustChanged
 )
 
 

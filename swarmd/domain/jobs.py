@@ -22,6 +22,8 @@ BULK_JOBS_MAX = 1000
 RECOVERIES_MAX = 10
 RETRIES_MAX = 100
 DEPENDENCIES_MAX = 100
+DISCONNECT_S_MAX = 7 * 86400
+HOLD_MS_MAX = 600_000
 
 
 class JobKind(StrEnum):
@@ -163,6 +165,7 @@ class JobSpec(msgspec.Struct, frozen=True, omit_defaults=True):
     resources: Resources = Resources()
     constraints: tuple[Constraint, ...] = ()
     disconnect_s: float | None = None
+    """How much longer than others it runs on, and is waited for, when its node is cut off."""
     kind: JobKind = JobKind.BINARY
     namespace: str = "default"
 

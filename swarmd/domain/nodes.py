@@ -65,6 +65,10 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True):
     version: str = ""
     machine_version: int = 1
     """The newest version of the replicated state that it can apply."""
+    public_key: bytes = b""
+    """Ed25519: what its certificate is about."""
+    box_key: bytes = b""
+    """X25519: what is sealed to it only this node opens."""
     tenant: str = "default"
     namespace: str = "default"
     revision: int = 0

@@ -14,6 +14,8 @@ from swarmd.domain.errors import TooLarge
 VERSION = 1
 FRAME_BYTES_MAX = 1024 * 1024
 BATCH_BYTES = 512 * 1024
+LEASE_S_MAX = 10 * 365 * 86400.0
+"""As good as none: the longest lease that a runner takes."""
 
 
 class AttemptOrder(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -33,6 +35,8 @@ class AttemptOrder(msgspec.Struct, frozen=True, omit_defaults=True):
     cpus: float | None = None
     pids: int | None = None
     lease_ms: int | None = None
+    """It ends so long after `lease_from_ns`, started or not, unless the lease is renewed."""
+    lease_from_ns: int | None = None
     log_bytes_max: int | None = None
 
 
@@ -164,5 +168,10 @@ def batches_of(orders: Sequence[AttemptOrder]) -> list[list[AttemptOrder]]:
     return batches if orders else []
 
 
-def _age_s(boottime_ns: int) -> float:
-    return max(0.0, (time.clock_gettime_ns(time.CLOCK_BOOTTIME) - boottime_ns) / 1e9)
+def boottime_ns() -> int:
+    """The clock that the runner goes by; it counts while the machine is suspended, too."""
+    return time.clock_gettime_ns(time.CLOCK_BOOTTIME)
+
+
+def _age_s(since_ns: int) -> float:
+    return max(0.0, (boottime_ns() - since_ns) / 1e9)

@@ -36,6 +36,7 @@ from swarmd.drivers.frames import (
     RunnerFacts,
     Started,
     batches_of,
+    boottime_ns,
 )  # fmt: skip
 
 log = logging.getLogger(__name__)
@@ -47,6 +48,8 @@ REQUESTS_MAX = 16
 class RunnerSettings(msgspec.Struct, frozen=True):
     slots: int | None = None
     """So many attempts run at once; further ones wait in the runner. None: as many as it can."""
+    unit: str | None = None
+    """The systemd unit that starts it. None: we do, and what ends us as a whole ends it too."""
     idle_s: float = 30.0
     """How long a runner without a daemon and without attempts stays."""
     events_max: int = 4096
@@ -154,9 +157,17 @@ class RunnerClient:
             return (await self._ask({"kind": "stop", "grace_ms": grace_ms}))[-1].unknown
         return await self._ask_for(ids, {"kind": "stop", "grace_ms": grace_ms})
 
-    async def renew(self, ids: Sequence[int], lease_s: float) -> list[int]:
-        """Leases run out this long from now. Answers the ids that do not run."""
-        return await self._ask_for(ids, {"kind": "renew", "lease_ms": int(lease_s * 1000)})
+    def boottime_ns(self) -> int:
+        """The clock by which leases run out."""
+        return boottime_ns()
+
+    async def renew(
+        self, ids: Sequence[int], lease_s: float, from_ns: int | None = None
+    ) -> list[int]:
+        """Leases run out this long after a time since boot, or after now. Answers the ids that
+        are not there."""
+        frame = {"kind": "renew", "lease_ms": int(lease_s * 1000), "from_ns": from_ns}
+        return await self._ask_for(ids, frame)
 
     async def ack(self, ids: Sequence[int]) -> None:
         """The ends of these are safe elsewhere: the runner may forget them."""
@@ -303,8 +314,11 @@ class RunnerClient:
 
     async def _launch(self) -> None:
         """Start a runner; it detaches itself, and its first process tells whether one serves."""
-        command = [*_command(), "--data-dir", str(self._data_dir)]
-        command += ["--idle-s", str(self._settings.idle_s)]
+        if self._settings.unit is not None:
+            command = ["systemctl", "start", self._settings.unit]
+        else:
+            command = [*_command(), "--data-dir", str(self._data_dir)]
+            command += ["--idle-s", str(self._settings.idle_s)]
         result = await trio.run_process(
             command, stdin=b"", stdout=DEVNULL, capture_stderr=True, check=False,
             start_new_session=True, env=_environment(), cwd="/",

@@ -12,9 +12,10 @@ from typing import Literal, NamedTuple
 import trio
 
 from swarmd.cluster.asks import LogChunk, ReadLog
+from swarmd.cluster.feed import Wanted
 from swarmd.cluster.handle import Cluster, local_reads, read_locally, reads_are_local
 from swarmd.domain.errors import NotFound, SwarmError, Unavailable
-from swarmd.domain.events import Event, JobEnded, JobStarted
+from swarmd.domain.events import JobEnded, JobStarted
 from swarmd.domain.jobs import Attempt, Job, Output
 from swarmd.ops import jobs
 
@@ -109,12 +110,7 @@ async def _read_all(
 async def _attempt_of(cluster: Cluster, job: Job, follow: bool) -> Attempt | None:
     """The attempt on one of our nodes to read from; None when an executor of someone else's has
     it. Following, wait until there is one."""
-
-    def about(event: Event) -> bool:
-        body = event.body
-        return isinstance(body, JobStarted | JobEnded) and body.job_id == job.id
-
-    async with cluster.watch(wants=about) as events:
+    async with cluster.watch(wants=Wanted.of(JobStarted, JobEnded, about=job.id)) as events:
         while True:
             job = (await find(cluster, job.id)).job
             ours = [a for a in job.attempts if not a.external]

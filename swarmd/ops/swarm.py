@@ -31,6 +31,8 @@ class NodeView(msgspec.Struct, frozen=True):
     """alive, suspect, dead or left."""
     role: str
     """voter, learner or agent."""
+    rtt_ms: float | None
+    """Of this node's round trips to it, smoothed."""
     id: str
     version: str
     slots: int
@@ -81,8 +83,9 @@ def _view(cluster: Cluster, node: Node, used: Usage) -> NodeView:
         name=node.name,
         address=node.addresses[0] if node.addresses else "",
         mesh=node.mesh,
-        status="alive" if seen.alive else "dead",
+        status=seen.state,
         role=seen.role.value,
+        rtt_ms=None if seen.rtt_ms is None else round(seen.rtt_ms, 3),
         id=node.id,
         version=node.version,
         slots=capacity.slots,

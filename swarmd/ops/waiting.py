@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import trio
 
-from swarmd.cluster.feed import FellBehind
+from swarmd.cluster.feed import FellBehind, Wanted
 from swarmd.cluster.handle import Cluster
-from swarmd.domain.events import Event, JobEnded
+from swarmd.domain.events import JobEnded
 from swarmd.domain.jobs import Job
 from swarmd.ops import jobs
 
 
 async def ended(cluster: Cluster, job_id: str, timeout_s: float) -> Job:
     """The job once it has ended, or as it stands when the time is up. NotFound."""
-
-    def wants(event: Event) -> bool:
-        return isinstance(event.body, JobEnded) and event.body.job_id == job_id
-
+    wants = Wanted.of(JobEnded, about=job_id)
     with trio.move_on_after(timeout_s):
         while True:
             try:

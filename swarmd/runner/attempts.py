@@ -13,12 +13,11 @@ from typing import Any
 
 from swarmd.runner import trees
 from swarmd.runner.groups import Group
-from swarmd.runner.orders import Order
+from swarmd.runner.orders import NS_PER_MS, Order
 from swarmd.runner.outputs import Output
 from swarmd.runner.wire import dumps
 
 CLEAR_S_MAX = 10
-NS_PER_MS = 1_000_000
 
 
 class Attempt:
@@ -45,17 +44,15 @@ class Attempt:
         self.kill_ns: int | None = None
         self.clear_by_ns: int | None = None
         self.timeout_ns: int | None = None
-        self.lease_ns: int | None = None
+        self.lease_ns = order.lease_ns
         if order.timeout_ms is not None:
             self.timeout_ns = now_ns + order.timeout_ms * NS_PER_MS
-        if order.lease_ms is not None:
-            self.lease_ns = now_ns + order.lease_ms * NS_PER_MS
 
     def due_ns(self) -> int | None:
-        """When something has to be done about it, apart from its own end."""
-        if self.kill_ns is not None:
-            return self.kill_ns
-        dues = [due for due in (self.timeout_ns, self.lease_ns) if due is not None]
+        """When something has to be done about it, apart from its own end. Its lease may run out
+        while it is ending, too."""
+        first = self.timeout_ns if self.kill_ns is None else self.kill_ns
+        dues = [due for due in (first, self.lease_ns) if due is not None]
         return min(dues) if dues else None
 
     def end(self, reason: str, grace_ms: int, now_ns: int) -> None:

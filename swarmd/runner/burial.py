@@ -7,8 +7,9 @@ import os
 import signal
 
 from swarmd.runner import trees
-from swarmd.runner.attempts import NS_PER_MS, end_unstarted
+from swarmd.runner.attempts import end_unstarted
 from swarmd.runner.journal import Began, Journal
+from swarmd.runner.orders import NS_PER_MS
 
 LOOKS_MAX = 200
 LOOK_EVERY_S = 0.01

@@ -16,11 +16,11 @@ from itertools import islice
 from typing import Any
 
 from swarmd.runner import trees
-from swarmd.runner.attempts import CLEAR_S_MAX, NS_PER_MS, Attempt, end_unstarted
+from swarmd.runner.attempts import CLEAR_S_MAX, Attempt, end_unstarted
 from swarmd.runner.burial import bury
 from swarmd.runner.cgroups import Cgroups
 from swarmd.runner.journal import Journal
-from swarmd.runner.orders import Order
+from swarmd.runner.orders import NS_PER_MS, Order, lease_end_ns
 from swarmd.runner.pipes import Pipes
 from swarmd.runner.starter import Deaths, Starter
 
@@ -29,6 +29,12 @@ TICK_NS = 10_000 * NS_PER_MS
 """A look at everything though nothing is due, as a last resort."""
 CLEAR_TICK_NS = 10 * NS_PER_MS
 JOURNAL_RETRY_NS = 1000 * NS_PER_MS
+LEASE_TICK_NS = 250 * NS_PER_MS
+"""With leases out nobody sleeps longer: the kernel's timers stand still while the machine is
+suspended, and a lease that ran out meanwhile must be seen when it wakes."""
+LEASE_GRACE_MS = 500
+"""Between SIGTERM and SIGKILL when a lease ran out: half of the second that is left until the swarm
+gives the work away."""
 STARTS_PER_TURN = 8
 GATHER_NS = 10 * NS_PER_MS
 """While attempts wait for a place, what became of others is written and told this often."""
@@ -64,6 +70,10 @@ class Core:
         self._acks: list[int] = []
         self._tick_ns = TICK_NS if cgroups.unified else STRAYS_TICK_NS
         self._next_ns = now_ns
+        self._waiting_lease_ns: int | None = None
+        """No lease of what waits for a place runs out before."""
+        self._leased = False
+        """Some of what is held may have a lease."""
         self._commit_ns = now_ns
         """What is gathered is written and told then."""
         self._retry_ns = 0
@@ -74,7 +84,9 @@ class Core:
 
     # -- requests --------------------------------------------------------------------------------
 
-    def start(self, raws: list[Any]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    def start(
+        self, raws: list[Any], now_ns: int
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """Take orders in; answer what was refused and what is known already."""
         refused, known = [], []
         for raw in raws:
@@ -82,7 +94,7 @@ class Core:
             try:
                 if type(raw) is not dict:
                     raise ValueError("an order is an object")
-                order = Order(raw, f"{self.journal.key}-{attempt_id}")
+                order = Order(raw, f"{self.journal.key}-{attempt_id}", now_ns)
                 standing = self.standing(order.id)
                 if standing is not None:
                     known.append(standing)
@@ -108,6 +120,7 @@ class Core:
         if len(self.journal.ended) + len(self._ends) >= KNOWN_MAX:
             raise ValueError(f"{KNOWN_MAX} ends are not acknowledged; acknowledge some first")
         self.waiting[order.id] = order
+        self._note_waiting_lease(order.lease_ns)
 
     def standing(self, attempt_id: int) -> dict[str, Any] | None:
         if attempt_id in self.running:
@@ -139,17 +152,28 @@ class Core:
                 unknown.append(attempt_id)
         return unknown
 
-    def renew(self, ids: list[int], lease_ms: int, now_ns: int) -> list[int]:
+    def renew(self, ids: list[int], lease_ms: int, from_ns: object, now_ns: int) -> list[int]:
+        """Set when leases run out, sooner or later than before; answer which are not there."""
         unknown = []
+        end_ns = lease_end_ns(lease_ms, from_ns, now_ns)
         for attempt_id in ids:
             if attempt_id in self.running:
-                self.running[attempt_id].lease_ns = now_ns + lease_ms * NS_PER_MS
-                self._wake_by(self.running[attempt_id].lease_ns)
+                self.running[attempt_id].lease_ns = end_ns
+                self._leased = True
+                self._wake_by(end_ns)
             elif attempt_id in self.waiting:
-                self.waiting[attempt_id].lease_ms = lease_ms
+                self.waiting[attempt_id].lease_ns = end_ns
+                self._note_waiting_lease(end_ns)
             else:
                 unknown.append(attempt_id)
         return unknown
+
+    def _note_waiting_lease(self, lease_ns: int | None) -> None:
+        if lease_ns is None:
+            return
+        self._leased = True
+        if self._waiting_lease_ns is None or lease_ns < self._waiting_lease_ns:
+            self._waiting_lease_ns = lease_ns
 
     def acknowledge(self, ids: list[int]) -> None:
         for attempt_id in ids:
@@ -178,12 +202,18 @@ class Core:
         if self.waiting and len(self.running) < self._running_max:
             return 0
         dues = [self._next_ns] if self.running else []
+        if self._leased and self.running:
+            dues.append(now_ns + LEASE_TICK_NS)
+        if self.waiting and self._waiting_lease_ns is not None:
+            dues.append(self._waiting_lease_ns)
         if self._ends or self._acks or self._started:
             dues.append(max(self._commit_ns, self._retry_ns))
         return max(0, min(dues) - now_ns) if dues else None
 
     def turn(self, now_ns: int, *, reap: bool) -> None:
         """Everything that is due: starts, deaths, deadlines, and one write for all of it."""
+        if self._waiting_lease_ns is not None and now_ns >= self._waiting_lease_ns:
+            self._expire_waiting(now_ns)
         if self.waiting and len(self.running) < self._running_max:
             self._start_some(now_ns)
         if reap or self.running:
@@ -197,6 +227,16 @@ class Core:
             if now_ns >= self._retry_ns and (not gather or now_ns >= self._commit_ns):
                 self._commit(now_ns)
                 self._commit_ns = now_ns + GATHER_NS
+
+    def _expire_waiting(self, now_ns: int) -> None:
+        """What has not been started when its lease runs out never is: it is somebody else's."""
+        self._waiting_lease_ns = None
+        for order in list(self.waiting.values()):
+            if order.lease_ns is not None and now_ns >= order.lease_ns:
+                del self.waiting[order.id]
+                self._ends[order.id] = end_unstarted(order.id, "lease", "", now_ns)
+            else:
+                self._note_waiting_lease(order.lease_ns)
 
     def _start_some(self, now_ns: int) -> None:
         if not self.running:
@@ -290,9 +330,14 @@ class Core:
         self._wake_by(self.pipes.due_ns())
         for attempt in list(self.running.values()):
             due_ns = attempt.due_ns()
-            if due_ns is not None and now_ns >= due_ns and attempt.kill_ns is None:
-                late = attempt.timeout_ns is not None and now_ns >= attempt.timeout_ns
-                attempt.end("timeout" if late else "lease", attempt.order.grace_ms, now_ns)
+            if due_ns is not None and now_ns >= due_ns:
+                if attempt.timeout_ns is not None and now_ns >= attempt.timeout_ns:
+                    attempt.timeout_ns = None
+                    attempt.end("timeout", attempt.order.grace_ms, now_ns)
+                if attempt.lease_ns is not None and now_ns >= attempt.lease_ns:
+                    attempt.lease_ns = None
+                    grace_ms = min(attempt.order.grace_ms, LEASE_GRACE_MS)
+                    attempt.end("lease", grace_ms, now_ns)  # shortens a longer grace as well
                 due_ns = attempt.due_ns()
             if attempt.kill_ns is not None and now_ns >= attempt.kill_ns:
                 if attempt.status is None:
@@ -329,6 +374,7 @@ class Core:
             self.cgroups.close(attempt.group)
         elif not self.cgroups.unified:
             self._end_strays()
+        self._leased = self._leased and bool(self.running or self.waiting)
         self._ends[attempt.order.id] = attempt.record(now_ns)
 
     def _commit(self, now_ns: int) -> None:

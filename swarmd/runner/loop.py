@@ -249,7 +249,7 @@ class Loop:
         orders = frame.get("orders")
         if type(orders) is not list:
             raise ValueError("orders: give a list")
-        refused, known = self._core.start(orders)
+        refused, known = self._core.start(orders, now_ns())
         for item in known:
             self._core.news[item["id"]] = None
         return {"refused": refused, "known": known}
@@ -260,8 +260,8 @@ class Loop:
         return {"unknown": self._core.stop(ids, grace_ms, "stopped", now_ns())}
 
     def _renew(self, frame: Frame) -> Frame:
-        lease_ms = duration_ms(frame.get("lease_ms"))
-        return {"unknown": self._core.renew(_ids(frame), lease_ms, now_ns())}
+        lease_ms, from_ns = duration_ms(frame.get("lease_ms")), frame.get("from_ns")
+        return {"unknown": self._core.renew(_ids(frame), lease_ms, from_ns, now_ns())}
 
     def _ack(self, frame: Frame) -> Frame:
         self._core.acknowledge(_ids(frame))

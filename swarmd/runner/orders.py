@@ -13,6 +13,7 @@ PATH_BYTES_MAX = 4000
 DURATION_MS_MAX = 10 * 365 * 24 * 3600 * 1000
 ID_32_MAX = 2**32 - 2
 GRACE_MS = 5000
+NS_PER_MS = 1_000_000
 
 ATTEMPT_VARIABLE = "SWARMD_ATTEMPT"
 
@@ -21,11 +22,11 @@ class Order:
     """One attempt to be started, checked and in the form that the system calls take."""
 
     __slots__ = (
-        "argv", "cpus", "dir", "env", "gid", "grace_ms", "id", "lease_ms", "log_bytes_max",
+        "argv", "cpus", "dir", "env", "gid", "grace_ms", "id", "lease_ns", "log_bytes_max",
         "memory_bytes", "pids", "reuse", "timeout_ms", "uid",
     )  # fmt: skip
 
-    def __init__(self, raw: dict[str, Any], tag: str) -> None:
+    def __init__(self, raw: dict[str, Any], tag: str, now_ns: int) -> None:
         """Raise ValueError with a message for people where `raw` cannot be run as it is."""
         self.id = attempt_id(raw.get("id"))
         self.dir: str = raw.get("dir")  # type: ignore[assignment]
@@ -52,7 +53,11 @@ class Order:
         if (self.uid is None) != (self.gid is None):
             raise ValueError("uid and gid: give both or neither")
         self.timeout_ms = _whole(raw, "timeout_ms", 1, DURATION_MS_MAX)
-        self.lease_ms = _whole(raw, "lease_ms", 1, DURATION_MS_MAX)
+        lease_ms = _whole(raw, "lease_ms", 1, DURATION_MS_MAX)
+        self.lease_ns: int | None = None
+        """When it must have ended, started or not. None: whenever it does."""
+        if lease_ms is not None:
+            self.lease_ns = lease_end_ns(lease_ms, raw.get("lease_from_ns"), now_ns)
         grace_ms = _whole(raw, "grace_ms", 0, DURATION_MS_MAX)
         self.grace_ms = GRACE_MS if grace_ms is None else grace_ms
         self.memory_bytes = _whole(raw, "memory_bytes", 1, ID_MAX)
@@ -78,6 +83,16 @@ def duration_ms(value: object) -> int:
     if type(value) is not int or not 0 <= value <= DURATION_MS_MAX:
         raise ValueError(f"give whole milliseconds from 0 to {DURATION_MS_MAX}")
     return value
+
+
+def lease_end_ns(lease_ms: int, from_ns: object, now_ns: int) -> int:
+    """Counted from when it was asked for, where that is told: an answer that took its time has
+    used it up. A time to come is none that anybody can have asked at."""
+    if from_ns is None:
+        from_ns = now_ns
+    if type(from_ns) is not int or from_ns < 0:
+        raise ValueError("from_ns: give a time since boot in whole nanoseconds")
+    return min(from_ns, now_ns) + lease_ms * NS_PER_MS
 
 
 def _whole(raw: dict[str, Any], key: str, least: int, most: int) -> int | None:

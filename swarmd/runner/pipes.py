@@ -10,7 +10,8 @@ from __future__ import annotations
 import select
 from collections import deque
 
-from swarmd.runner.attempts import NS_PER_MS, Attempt
+from swarmd.runner.attempts import Attempt
+from swarmd.runner.orders import NS_PER_MS
 from swarmd.runner.outputs import Output
 
 WATCH_AFTER_NS = 20 * NS_PER_MS

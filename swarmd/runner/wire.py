@@ -8,9 +8,11 @@ To the runner (`seq` comes back in the reply):
   hello {version, credit, slots}    takes the place of the connection before; events begin;
                                     at most `slots` attempts run at once, further ones wait
   ping                              answered with pong, without taking anybody's place
-  start {seq, orders: [order]}      reply {refused: [{id, error}], known: [standing]}
+  start {seq, orders: [order]}      reply {refused: [{id, error}], known: [standing]}; an order with
+                                    lease_ms ends so long after lease_from_ns (boot time), or
+                                    after it came; also while it waits
   stop {seq, ids | null, grace_ms}  reply {unknown: [id]}; null means all
-  renew {seq, ids, lease_ms}        reply {unknown: [id]}
+  renew {seq, ids, lease_ms, from_ns} reply {unknown: [id]}; counted from then, or from now
   ack {seq, ids}                    reply {}; these ends are on the daemon's disk now
   list {seq}                        list {attempts: [standing], more} as often as needed
   quit {seq, jobs}                  reply {}; with jobs their end, else when the last has ended

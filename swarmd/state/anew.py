@@ -21,6 +21,7 @@ from swarmd.domain.jobs import AttemptId, AttemptStatus, NodeId, Result
 from swarmd.domain.nodes import NodeKind
 from swarmd.state.commands import AttemptReport, Entry, PutSetting, ReportAttempts
 from swarmd.state.machine import Machine, Place
+from swarmd.state.rules.trust import AUTHORITY
 from swarmd.state.schema import migrate
 from swarmd.state.tx import Tx
 
@@ -109,8 +110,10 @@ def _forget_members(conn: sqlite3.Connection, entry: Entry) -> tuple[str, ...]:
     for node_id, _ in rows:
         tx.execute("DELETE FROM nodes WHERE id = ?", (node_id,))
         tx.emit(NodeChanged(NodeId(node_id), "removed"))
-    for table in ("blob_holders", "sessions", "outcomes"):
+    for table in ("blob_holders", "sessions", "outcomes", "holds", "secrets", "wraps", "tokens"):
         tx.execute(f"DELETE FROM {table}")
+    # What was sealed only those nodes could open: the new swarm makes an authority of its own.
+    tx.execute("DELETE FROM settings WHERE key = ?", (AUTHORITY,))
     tx.keep()
     tx.flush()
     conn.execute("COMMIT")

@@ -126,6 +126,27 @@ class ExpireAttempts(Command[int], frozen=True):
     term: int
 
 
+class LoseAttempts(Command[int], frozen=True):
+    """Take work back from a node whose lease ran out, as a recovery of each job. Attempts that have
+    ended meanwhile are passed over, and all of them where the node's hold is another than the
+    proposer knew of. Fenced by term: who leads no longer has no say in leases."""
+
+    node_id: NodeId
+    attempts: tuple[AttemptId, ...]
+    hold: int
+    """The revision of the node's hold; 0: none."""
+    term: int
+
+
+class HoldAttempts(Command[None], frozen=True):
+    """A node's word that what it runs goes on without renewal: for so long, counted by whoever
+    leads from when it learns of it; None: until it says otherwise, as a swarm of one does; 0: the
+    leases count again. Invalid: too long. NotFound: no such node."""
+
+    node_id: NodeId
+    for_ms: int | None
+
+
 class WakeJobs(Command[int], frozen=True):
     """Make jobs whose backoff is over ready again. Fenced by term."""
 
@@ -165,8 +186,8 @@ class PutNode(Command[Node], frozen=True):
 
 
 class RemoveNode(Command[int], frozen=True):
-    """Give back what a node holds, at most `limit` of it, and once nothing is left forget the node;
-    its id never comes back. Answers how much is left: 0, and it is gone. NotFound: no such node."""
+    """Forget a node for good; its id never comes back. Where many blobs are known to lie there,
+    that takes several: answers how many are left, 0 and it is gone. NotFound: no such node."""
 
     node_id: NodeId
     origin: int
@@ -207,6 +228,49 @@ class PutSetting(Command[bytes], frozen=True):
     only_new: bool = False
 
 
+class FoundTrust(Command[bytes], frozen=True):
+    """Give a new swarm its authority and its first keys, sealed; the key that they are sealed with
+    is in the box, for this node alone. Answers the authority in force: one that is there stays."""
+
+    authority: bytes
+    """Its certificate, which is no secret."""
+    secrets: dict[str, bytes]
+    node_id: NodeId
+    box: bytes
+
+
+class PutSecret(Command[int], frozen=True):
+    """Keep something sealed, in place of what has the revision `replaces` (0: nothing). Answers
+    its revision. Conflict: another came between. Invalid: it is too large."""
+
+    name: str
+    sealed: bytes
+    replaces: int
+
+
+class PutWraps(Command[int], frozen=True):
+    """Let nodes open what is sealed, or no longer. Answers for how many that was new. Fenced by
+    term."""
+
+    boxes: dict[NodeId, bytes]
+    """The key that everything is sealed with, for each of them alone."""
+    dropped: tuple[NodeId, ...]
+    term: int
+
+
+class PutToken(Command[int], frozen=True):
+    """Let whoever knows the secret with this hash join, for so long; with `alone`, nobody with an
+    older one. Answers when it ends. Invalid: too long. Conflict: too many."""
+
+    hash: bytes
+    ttl_ms: int
+    alone: bool = False
+
+
+class DropTokens(Command[int], frozen=True):
+    """Let nobody join by a token that was given out. NotFound: none is good."""
+
+
 class RaiseVersion(Command[int], frozen=True):
     """Let the machine do what came with a version, now that every replica can. Never lowered:
     answers the version in force. Fenced by term."""
@@ -224,6 +288,8 @@ AnyCommand = (
     | ReportAttempts
     | FinishClaim
     | ExpireAttempts
+    | LoseAttempts
+    | HoldAttempts
     | WakeJobs
     | SettleDependents
     | PruneJobs
@@ -234,8 +300,16 @@ AnyCommand = (
     | AddBlob
     | DropBlobs
     | PutSetting
+    | FoundTrust
+    | PutSecret
+    | PutWraps
+    | PutToken
+    | DropTokens
     | RaiseVersion
 )
+
+
+SEALED_BYTES_MAX = 64 * 1024
 
 
 class RequestId(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -281,6 +355,8 @@ ANSWERS: dict[type[Any], Any] = {
     ReportAttempts: tuple[bool, ...],
     FinishClaim: Job,
     ExpireAttempts: int,
+    LoseAttempts: int,
+    HoldAttempts: None,
     WakeJobs: int,
     SettleDependents: int,
     PruneJobs: int,
@@ -291,6 +367,11 @@ ANSWERS: dict[type[Any], Any] = {
     AddBlob: None,
     DropBlobs: tuple[str, ...],
     PutSetting: bytes,
+    FoundTrust: bytes,
+    PutSecret: int,
+    PutWraps: int,
+    PutToken: int,
+    DropTokens: int,
     RaiseVersion: int,
 }
 """What each command answers, for an answer that has to be read back from the state."""
@@ -298,8 +379,8 @@ ANSWERS: dict[type[Any], Any] = {
 ONE_BY_ONE: frozenset[type[Any]] = frozenset({SubmitJobs, CancelJobs})
 """Those that answer a job or a refusal for each of their elements."""
 
-VERSION = 1
+VERSION = 2
 """The newest version of the machine that this program can apply."""
 
-SINCE: dict[type[Any], int] = dict.fromkeys(ANSWERS, 1)
+SINCE: dict[type[Any], int] = {**dict.fromkeys(ANSWERS, 1), LoseAttempts: 2, HoldAttempts: 2}
 """The version that brought each command: it is not proposed while an older one is in force."""

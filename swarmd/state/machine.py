@@ -16,7 +16,7 @@ from swarmd.domain.errors import Conflict, SwarmError
 from swarmd.domain.events import Event
 from swarmd.state import commands as c
 from swarmd.state.requests import Requests
-from swarmd.state.rules import attempts, jobs, nodes, removal
+from swarmd.state.rules import attempts, jobs, leases, nodes, removal, trust
 from swarmd.state.tx import Tx
 
 RULES: dict[type[Any], Callable[[Tx, Any], Any]] = {
@@ -31,9 +31,16 @@ RULES: dict[type[Any], Callable[[Tx, Any], Any]] = {
     c.ReportAttempts: attempts.report,
     c.FinishClaim: attempts.finish_claim,
     c.ExpireAttempts: attempts.expire,
+    c.LoseAttempts: leases.lose,
+    c.HoldAttempts: leases.hold,
     c.PutNode: nodes.put_node,
     c.RemoveNode: removal.remove_node,
     c.ForgetGone: removal.forget_gone,
+    c.FoundTrust: trust.found,
+    c.PutSecret: trust.put_secret,
+    c.PutWraps: trust.put_wraps,
+    c.PutToken: trust.put_token,
+    c.DropTokens: trust.drop_tokens,
     c.AddBlob: nodes.add_blob,
     c.DropBlobs: nodes.drop_blobs,
     c.PutSetting: nodes.put_setting,

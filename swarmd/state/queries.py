@@ -43,8 +43,11 @@ from swarmd.state.rows import (
 )
 from swarmd.state.rules.attempts import usage_of
 from swarmd.state.rules.nodes import decode_node
+from swarmd.state.rules.trust import AUTHORITY
 
 T = TypeVar("T")
+EXECUTORS = (EXECUTOR, EXECUTOR[:-1] + chr(ord("/") + 1))
+"""All ids of executors are from the first on and before the second."""
 Conn = sqlite3.Connection
 
 
@@ -148,6 +151,32 @@ class ListClaims(Query["list[ClaimHeld]"], frozen=True):
     """All that external executors hold."""
 
 
+class Hold(msgspec.Struct, frozen=True):
+    """A node's work is not to be given away, see HoldAttempts."""
+
+    node_id: NodeId
+    for_ms: int | None
+    revision: int
+
+
+class LeasesView(msgspec.Struct, frozen=True):
+    busy: tuple[NodeId, ...]
+    """Nodes, or what used to be one, that hold attempts."""
+    holds: tuple[Hold, ...]
+
+
+class ViewLeases(Query[LeasesView], frozen=True):
+    """Whose leases matter."""
+
+
+class FindHold(Query["Hold | None"], frozen=True):
+    node_id: str
+
+
+class IsMember(Query[bool], frozen=True):
+    node_id: str
+
+
 class ListNodes(Query["list[Node]"], frozen=True):
     """Nodes of the kinds asked for, by name."""
 
@@ -194,6 +223,27 @@ class ListHolders(Query["tuple[NodeId, ...]"], frozen=True):
     """Who has a blob, as far as the swarm knows."""
 
     sha256: str
+
+
+class Sealed(msgspec.Struct, frozen=True):
+    sealed: bytes
+    revision: int
+
+
+class Trust(msgspec.Struct, frozen=True):
+    authority: bytes
+    """The certificate of the swarm's authority; empty where it has none yet."""
+    secrets: dict[str, Sealed]
+    boxes: dict[NodeId, bytes]
+    """The key to the secrets, for each node that may open them."""
+    tokens: dict[bytes, int]
+    """Hash of the secret, and when it ends."""
+    gone: frozenset[NodeId]
+    """Nodes that were removed for good."""
+
+
+class GetTrust(Query[Trust], frozen=True):
+    """Whom the swarm trusts, and what it keeps sealed."""
 
 
 class LastBoot(Query[int], frozen=True):
@@ -264,7 +314,10 @@ def _list_totals(conn: Conn, query: ListTotals) -> dict[tuple[str, str], int]:
 
 
 def _view_placement(conn: Conn, query: ViewPlacement) -> PlacementView:
-    nodes = tuple(n for n in _list_nodes(conn, ListNodes()) if n.capacity.slots)
+    # A node that is being started again takes nothing new.
+    stopping = [row[0] for row in conn.execute("SELECT node_id FROM holds WHERE for_ms > 0")]
+    members = _list_nodes(conn, ListNodes())
+    nodes = tuple(n for n in members if n.capacity.slots and n.id not in stopping)
     shapes, heads = {}, []
     room = sum(node.capacity.slots for node in nodes)
     limit = min(query.limit, room + query.extra) if room else 0
@@ -302,12 +355,32 @@ def _list_duties(conn: Conn, query: ListDuties) -> list[Duty]:
     return [Duty(attempt_of(row, JobId(row[11])), decode_spec(row[12])) for row in rows]
 
 
+def _find_hold(conn: Conn, query: FindHold) -> Hold | None:
+    row = conn.execute("SELECT * FROM holds WHERE node_id = ?", (query.node_id,)).fetchone()
+    return None if row is None else Hold(*row)
+
+
+def _view_leases(conn: Conn, query: ViewLeases) -> LeasesView:
+    busy = conn.execute(
+        "SELECT DISTINCT node_id FROM attempts WHERE active = 1 AND NOT (node_id >= ?1 AND"
+        " node_id < ?2) ORDER BY node_id",
+        EXECUTORS,
+    )
+    holds = conn.execute("SELECT * FROM holds ORDER BY node_id")
+    return LeasesView(tuple(row[0] for row in busy), tuple(Hold(*row) for row in holds))
+
+
+def _is_member(conn: Conn, query: IsMember) -> bool:
+    sql = "SELECT 1 FROM nodes WHERE id = ? AND kind = 'member'"
+    return conn.execute(sql, (query.node_id,)).fetchone() is not None
+
+
 def _list_claims(conn: Conn, query: ListClaims) -> list[ClaimHeld]:
     rows = conn.execute(
         "SELECT a.id, j.id, j.type, a.node_id, a.started_at, a.deadline_at FROM attempts a"
         " JOIN jobs j ON j.seq = a.job_seq WHERE a.active = 1 AND a.node_id >= ? AND a.node_id < ?"
         " ORDER BY a.id",
-        (EXECUTOR, EXECUTOR[:-1] + chr(ord("/") + 1)),
+        EXECUTORS,
     )
     return [ClaimHeld(row[0], row[1], row[2], row[3].removeprefix(EXECUTOR), row[4], row[5])
             for row in rows]  # fmt: skip
@@ -316,6 +389,18 @@ def _list_claims(conn: Conn, query: ListClaims) -> list[ClaimHeld]:
 def _list_nodes(conn: Conn, query: ListNodes) -> list[Node]:
     rows = conn.execute("SELECT body, kind FROM nodes ORDER BY name")
     return [decode_node(row[0]) for row in rows if row[1] in query.kinds]
+
+
+def _get_trust(conn: Conn, query: GetTrust) -> Trust:
+    known = conn.execute("SELECT value FROM settings WHERE key = ?", (AUTHORITY,)).fetchone()
+    secrets = conn.execute("SELECT name, sealed, revision FROM secrets")
+    return Trust(
+        b"" if known is None else bytes(known[0]),
+        {name: Sealed(sealed, revision) for name, sealed, revision in secrets},
+        {NodeId(row[0]): row[1] for row in conn.execute("SELECT node_id, box FROM wraps")},
+        {row[0]: row[1] for row in conn.execute("SELECT hash, ends_at FROM tokens")},
+        frozenset(NodeId(row[0]) for row in conn.execute("SELECT id FROM gone")),
+    )
 
 
 def _completed_by(conn: Conn, query: CompletedBy) -> dict[str, int]:
@@ -375,7 +460,11 @@ QUERIES: dict[type[Any], Callable[[Conn, Any], Any]] = {
     ViewPlacement: _view_placement,
     ListDuties: _list_duties,
     ListClaims: _list_claims,
+    ViewLeases: _view_leases,
+    FindHold: _find_hold,
+    IsMember: _is_member,
     ListNodes: _list_nodes,
+    GetTrust: _get_trust,
     CompletedBy: _completed_by,
     UsageOf: lambda conn, query: usage_of(conn.execute, query.node_id),
     GetSetting: _get_setting,

@@ -104,11 +104,25 @@ CREATE INDEX gone_at ON gone(at, id);
 CREATE INDEX blob_holders_node ON blob_holders(node_id, sha256);
 """
 
+_HOLDS = """
+CREATE TABLE holds(node_id TEXT PRIMARY KEY, for_ms INTEGER, revision INTEGER NOT NULL)
+    WITHOUT ROWID;
+"""
+
+_TRUST = """
+CREATE TABLE secrets(name TEXT PRIMARY KEY, sealed BLOB NOT NULL, revision INTEGER NOT NULL)
+    WITHOUT ROWID;
+CREATE TABLE wraps(node_id TEXT PRIMARY KEY, box BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE tokens(hash BLOB PRIMARY KEY, ends_at INTEGER NOT NULL) WITHOUT ROWID;
+"""
+
 MIGRATIONS: tuple[tuple[str, str], ...] = (
     ("first", _FIRST),
     ("requests", _REQUESTS),
     ("spans", _SPANS),
     ("gone", _GONE),
+    ("holds", _HOLDS),
+    ("trust", _TRUST),
 )
 
 

@@ -62,6 +62,7 @@ DETAILS: dict[str, Shape] = {
     "attempts": [ATTEMPT],
     "duration_ms": maybe(COUNT),
     "timeout_seconds": maybe(NUMBER),
+    "disconnect_seconds": maybe(NUMBER),
     "max_retries": COUNT,
     "depends_on": TEXTS,
     "idempotency_key": maybe(TEXT),
@@ -117,6 +118,7 @@ _SPEC = (
     Parameter("arguments", "body", [], said="texts without NUL, at most 1000"),
     Parameter("env_variables", "body", {}, said="texts by name, at most 1000"),
     Parameter("timeout_seconds", "body", None, said="above 0; none by default"),
+    Parameter("disconnect_seconds", "body", None, said="0 to 604800; none by default"),
     Parameter(
         "max_retries", "body", 0, said="0 to 100, a minute apart, then twice that, and so on"
     ),

@@ -263,6 +263,7 @@ def test_a_job_is_given_back_as_it_was_asked_for(queue: Daemon) -> None:
         "arguments": ["a", "", "ü"],
         "env_variables": {"KEY": "v=w"},
         "timeout_seconds": 1.5,
+        "disconnect_seconds": 30.0,
         "max_retries": 2,
         "depends_on": [completed(queue)],
         "idempotency_key": "given-back",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 
+import msgspec
 import pytest
 import trio
 
@@ -12,6 +13,8 @@ from swarmd.agent.attempts import Attempts, AttemptsSettings, open_attempts
 from swarmd.agent.binaries import Binaries
 from swarmd.agent.blobs import BlobStore
 from swarmd.agent.launch import Account
+from swarmd.cluster.asks import Lease, RenewLease
+from swarmd.control.leases import Leases
 from swarmd.control.scheduler import schedule
 from swarmd.domain.actors import SYSTEM
 from swarmd.domain.jobs import Installed, JobSpec, NodeId
@@ -59,9 +62,11 @@ async def test_a_stop_that_comes_before_its_order_is_not_lost(
             store = BlobStore(folder / "blobs", bytes_max=1 << 20)
             binaries = Binaries(folder / "binaries", store, bytes_max=1 << 20)
             await cluster.propose(PutNode(node), SYSTEM)
+            leases = Leases(cluster, cluster.leadership().term)
+            cluster.answers(RenewLease, leases.renew)
             attempts = Attempts(cluster, runner, binaries, folder / "attempts", SETTINGS, False)
             async with open_attempts(attempts), trio.open_nursery() as nursery:
-                nursery.start_soon(schedule, cluster, cluster.leadership().term)
+                nursery.start_soon(schedule, cluster, cluster.leadership().term, leases)
                 spec = JobSpec("t", Installed("sleep"), arguments=("60",))
                 job = await jobs.submit(cluster, SYSTEM, spec)
                 await ordering.wait()
@@ -70,3 +75,53 @@ async def test_a_stop_that_comes_before_its_order_is_not_lost(
                 while attempts.busy or await runner.list():
                     await trio.sleep(0.01)
                 nursery.cancel_scope.cancel()
+
+
+async def test_an_order_carries_the_lease_that_the_node_has(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not one of its own: on its way to the runner time passes, and more so in front of it."""
+    node = Node(NodeId("n1"), "one", capabilities=("binary",), capacity=Capacity(2, 2.0, 1000))
+    ids, clock = itertools.count(1), itertools.count(1_000_000)
+    with trio.fail_after(30), data_directory() as folder:
+        (folder / "attempts").mkdir()
+        async with (
+            open_alone(folder, node, now_ms=lambda: next(clock),
+                       new_id=lambda: f"id-{next(ids)}") as cluster,
+            open_runner(folder, RunnerSettings(slots=2, idle_s=1)) as runner,
+        ):  # fmt: skip
+            seen: list[AttemptOrder] = []
+            start = runner.start
+
+            async def note(orders: Sequence[AttemptOrder]) -> list[Refusal]:
+                seen.extend(orders)
+                return await start(orders)
+
+            monkeypatch.setattr(runner, "start", note)
+            binaries = Binaries(
+                folder / "binaries", BlobStore(folder / "blobs", bytes_max=1 << 20), bytes_max=1
+            )
+            await cluster.propose(PutNode(node), SYSTEM)
+            leases = Leases(cluster, cluster.leadership().term)
+            asked: list[int] = []
+
+            async def renew(ask: RenewLease) -> Lease:
+                asked.append(runner.boottime_ns())
+                return msgspec.structs.replace(await leases.renew(ask), alone=False)
+
+            cluster.answers(RenewLease, renew)
+            attempts = Attempts(cluster, runner, binaries, folder / "attempts", SETTINGS, False)
+            async with open_attempts(attempts), trio.open_nursery() as nursery:
+                nursery.start_soon(schedule, cluster, cluster.leadership().term, leases)
+                for more in (None, 20.0):
+                    spec = JobSpec("t", Installed("true"), disconnect_s=more)
+                    await jobs.submit(cluster, SYSTEM, spec)
+                while len(seen) < 2 or attempts.busy:
+                    await trio.sleep(0.01)
+                nursery.cancel_scope.cancel()
+        by_length = {order.lease_ms: order for order in seen}
+        assert by_length.keys() == {3000, 23_000}
+        for order in seen:
+            # Counted from when it was asked for, which was before the leader heard of it.
+            assert order.lease_from_ns is not None
+            assert any(0 <= at - order.lease_from_ns < 1e9 for at in asked)

@@ -23,13 +23,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 
-from tests.mutants import core, replica
+from tests.mutants import core, leases, replica
 from tests.mutants.mutant import Mutant, Stale
 
 ROOT = Path(__file__).parent.parent.parent
 COPIED = ("mesh", "swarmd", "api", "tests", "pyproject.toml")
 PAGE = ROOT / "docs" / "mutants.md"
-LISTS = (("The core", core.MUTANTS), ("The replica", replica.MUTANTS))
+LISTS = (
+    ("The core", core.MUTANTS), ("The replica", replica.MUTANTS), ("Leases", leases.MUTANTS),
+)  # fmt: skip
 BOUND_S = 240.0
 
 
@@ -131,10 +133,10 @@ def page(verdicts: Sequence[Verdict]) -> str:
     lines = [
         "# Mutants",
         "",
-        "A suite is worth what it notices. `make mutants` plants bugs that consensus is known for,",
-        "one at a time, in a copy of the tree, and runs the tests that must see it; the lists are",
-        "`tests/mutants/core.py` and `tests/mutants/replica.py`. One that no test sees, or whose",
-        "text is no longer in the code, fails the run. This page is written by it.",
+        "A suite is worth what it notices. `make mutants` plants bugs that such a system is known",
+        "for, one at a time, in a copy of the tree, and runs the tests that must see it; the lists",
+        "are in `tests/mutants/`. One that no test sees, or whose text is no longer in the code,",
+        "fails the run. This page is written by it.",
         "",
         f"Of {len(verdicts)} mutants {caught} are caught.",
     ]

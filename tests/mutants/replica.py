@@ -157,7 +157,7 @@ MUTANTS = (
     ),
     Mutant(
         "stamps entries with its own clock, wherever it stands", HOLDER,
-        "        return max(self._stamped_at, self._store.last_at, self._now_ms())\n",
+        "        return self._stamps.now_ms(self.entry_at)\n",
         "        return self._now_ms()\n", (*READS, *CHAOS),
     ),
     Mutant(

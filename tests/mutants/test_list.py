@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants import core, replica
+from tests.mutants.__main__ import LISTS
 from tests.mutants.mutant import Mutant
 
 ROOT = Path(__file__).parent.parent.parent
-EVERY = (*core.MUTANTS, *replica.MUTANTS)
+EVERY = tuple(mutant for _, mutants in LISTS for mutant in mutants)
 
 
 @pytest.mark.parametrize("mutant", EVERY, ids=lambda m: m.name)

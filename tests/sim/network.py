@@ -233,7 +233,7 @@ class SimWires:
         network.timers.after(network.delay(), arrive)
 
     async def call_address(
-        self, address: str, method: str, body: bytes, timeout_s: float
+        self, address: str, method: str, body: bytes, timeout_s: float, *, pin: bytes | None = None
     ) -> tuple[str, bytes]:
         peer = self.network.addresses.get(address)
         if peer is None:
@@ -263,7 +263,7 @@ class SimWires:
         except (Unreachable, Aborted):
             pass
 
-    def handle_call(self, method: str, handler: CallHandler) -> None:
+    def handle_call(self, method: str, handler: CallHandler, *, applicants: bool = False) -> None:
         self._calls[method] = handler
 
     def handle_message(self, handler: MessageHandler) -> None:

@@ -318,6 +318,40 @@ async def test_nobody_takes_the_place_of_one_that_is_still_there(world: World) -
     assert refused.group_contains(Conflict, match="its own place only")
 
 
+@simulated(16)
+async def test_a_voter_that_is_gone_is_replaced_and_comes_back_as_a_learner(world: World) -> None:
+    await world.swarm_of("a", "b", "c", "d")
+    voters = _voters(world, "a")
+    (learner,) = {"a", "b", "c", "d"} - voters
+    lost = next(n for n in sorted(voters) if n not in world.leaders())
+    await world.crash(lost)
+    others = (voters - {lost}) | {learner}
+    up = sorted(others)[0]
+    await world.until(lambda: _voters(world, up) == others, 20, "the learner votes")
+    await world.put(up, "k", "v")
+    await world.start(lost)
+    await world.settle()
+    view = world.replica(lost).log_view()
+    assert set(view.voters) == others and set(view.learners) == {lost}
+
+
+@simulated(17)
+async def test_a_node_that_was_away_for_long_is_taken_out_and_in_again(world: World) -> None:
+    await world.swarm_of("a", "b", "c")
+    lost = next(n for n in "abc" if n not in world.leaders())
+    rest = {"a", "b", "c"} - {lost}
+    await world.crash(lost)
+    began = trio.current_time()
+    up = sorted(rest)[0]
+    await world.until(lambda: _voters(world, up) == rest, 700, "it is taken out")
+    assert trio.current_time() - began >= 600
+    await world.put(up, "k", "v")
+    await world.start(lost)
+    await world.until(lambda: _voters(world, up) == {*rest, lost}, 60, "it votes again")
+    await world.settle()
+    assert await world.get(lost, "k") == "v"
+
+
 def _voters(world: World, name: str) -> set[str]:
     view = world.replica(name).log_view()
     return set() if view.joint else set(view.voters)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +26,8 @@ from swarmd.control.upkeep import UpkeepSettings
 from swarmd.domain.actors import Actor
 from swarmd.domain.errors import Busy, Unavailable
 from swarmd.domain.jobs import NodeId
-from swarmd.domain.nodes import Node
-from swarmd.state.commands import Command, PutSetting
+from swarmd.domain.nodes import Capacity, Node
+from swarmd.state.commands import VERSION, Command, PutSetting
 from swarmd.state.machine import dump_hash
 from swarmd.state.queries import GetSetting, T
 from tests.sim.clockwork import JumpingClock, Timers
@@ -67,6 +68,9 @@ class World:
         self.hosts: dict[str, Host] = {}
         self.settings = settings
         self.voters = VoterSettings()
+        self.capacity = Capacity()
+        self.inhabit: Callable[[Host, Replica], AbstractAsyncContextManager[None]] = _nobody
+        """What else lives on a host, beside its replica."""
         self._place = place
         self._nursery = nursery
 
@@ -105,7 +109,10 @@ class World:
                 async with trio.open_nursery() as nursery:
                     wires = SimWires(self.network, host.name, nursery)
                     wires.plug_in()
-                    node = Node(NodeId(host.name), called, mesh=(host.name,))
+                    node = Node(
+                        NodeId(host.name), called, mesh=(host.name,), capacity=self.capacity,
+                        machine_version=VERSION,
+                    )  # fmt: skip
                     async with open_replica(
                         node, log, store, wires, host.place, self.settings, join=join, rng=rng,
                         replaces=None if replaces is None else NodeId(replaces),
@@ -115,8 +122,9 @@ class World:
                         nursery.start_soon(
                             lead_when_elected, replica, UpkeepSettings(), self.voters
                         )
-                        task_status.started()
-                        await host.stop.wait()
+                        async with self.inhabit(host, replica):
+                            task_status.started()
+                            await host.stop.wait()
                     nursery.cancel_scope.cancel()
         finally:
             log.crash()
@@ -125,6 +133,10 @@ class World:
             host.replica = None
             host.scope = None
             host.ended.set()
+
+    def background(self, work: Callable[[], Awaitable[None]]) -> None:
+        """For as long as the world lasts."""
+        self._nursery.start_soon(work)
 
     async def stop(self, name: str) -> None:
         """In good order."""
@@ -247,6 +259,11 @@ class World:
         for name in sorted(self.hosts):
             digest.update(dump_hash(self.hosts[name].disk.state).encode())
         return digest.hexdigest()
+
+
+@asynccontextmanager
+async def _nobody(host: Host, replica: Replica) -> AsyncIterator[None]:
+    yield
 
 
 async def _inline(work, /, *args):  # type: ignore[no-untyped-def]

@@ -73,7 +73,8 @@ def test_mistyped_words_are_refused_with_a_suggestion(args: tuple[str, ...], wor
     ("args", "words"),
     [
         (("up", "--join", "10.0.0.1:x"), "--join"),
-        (("up", "--token", "t"), "has no tokens yet"),
+        (("up", "--token", "t"), "does not begin with swm1-"),
+        (("up", "--token", "swm1-t"), "is too short"),
         (("up", "--join", "300.1.1.1"), "--join: '300.1.1.1' is no HOST"),
         (("up", "--bind", "localhost"), "is no IP address to listen at"),
         (("up", "--advertise", "a:b"), "is no HOST[:PORT]"),

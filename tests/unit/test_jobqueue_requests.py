@@ -38,6 +38,7 @@ def test_all_that_a_job_can_say() -> None:
         arguments=["a", "", "ü"],
         env_variables={"KEY": "v=w"},
         timeout_seconds=1.5,
+        disconnect_seconds=90,
         max_retries=3,
         depends_on=["x", "y", "x"],
         idempotency_key="once",
@@ -48,6 +49,7 @@ def test_all_that_a_job_can_say() -> None:
     assert spec.arguments == ("a", "", "ü")
     assert spec.env == {"KEY": "v=w"}
     assert (spec.timeout_s, spec.max_retries, spec.depends_on) == (1.5, 3, ("x", "y"))
+    assert spec.disconnect_s == 90
     assert spec.idempotency_key == "once"
     assert spec.resources == Resources(cpus=0.5, memory_bytes=64 * 2**20, gpus=1, pids=10)
     assert spec.constraints == (Constraint("node.labels.disk", "==", "ssd"),)
@@ -120,6 +122,9 @@ def test_a_refused_url_never_repeats_its_password() -> None:
         ({"timeout_seconds": -1}, "timeout_seconds"),
         ({"timeout_seconds": float("inf")}, "timeout_seconds"),
         ({"timeout_seconds": float("nan")}, "timeout_seconds"),
+        ({"disconnect_seconds": -1}, "disconnect_seconds"),
+        ({"disconnect_seconds": 604_801}, "disconnect_seconds"),
+        ({"disconnect_seconds": float("nan")}, "disconnect_seconds"),
         ({"max_retries": -1}, "max_retries"),
         ({"max_retries": 101}, "max_retries"),
         ({"depends_on": ["x"] * 101}, "depends_on"),

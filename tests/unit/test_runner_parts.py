@@ -69,7 +69,7 @@ def test_what_is_no_frame_is_told(junk: bytes) -> None:
 )))  # fmt: skip
 def test_an_order_is_understood_or_refused(raw: dict[str, object]) -> None:
     try:
-        order = Order(raw, "tag")
+        order = Order(raw, "tag", 0)
     except ValueError as exc:
         assert str(exc)
     else:

@@ -154,6 +154,13 @@ class Story:
     def expire(self, term: int) -> c.ExpireAttempts:
         return c.ExpireAttempts((self.attempt(),), (self.attempt(),), term)
 
+    def lose(self, term: int) -> c.LoseAttempts:
+        attempts = tuple(AttemptId(n) for n in range(1, self.jobs) if self.rng.random() < 0.3)
+        return c.LoseAttempts(self.node(), attempts, self.rng.choice((0, 0, 0, 40)), term)
+
+    def hold(self, term: int) -> c.HoldAttempts:
+        return c.HoldAttempts(self.node(), self.rng.choice((0, 0, 0, 0, 60_000, None, 10**9)))
+
     def wake(self, term: int) -> c.WakeJobs:
         return c.WakeJobs(self.rng.randint(1, 5), term)
 
@@ -191,6 +198,22 @@ class Story:
     def forget_gone(self, term: int) -> c.ForgetGone:
         return c.ForgetGone(self.at - 100_000, self.rng.randint(1, 3), term)
 
+    def found_trust(self, term: int) -> c.FoundTrust:
+        return c.FoundTrust(self.rng.randbytes(4), {"a": b"1", "b": b"2"}, self.node(), b"box")
+
+    def put_secret(self, term: int) -> c.PutSecret:
+        return c.PutSecret(self.rng.choice("xyz"), self.rng.randbytes(4), 0)
+
+    def put_wraps(self, term: int) -> c.PutWraps:
+        boxes = {self.node(): self.rng.randbytes(4) for _ in range(2)}
+        return c.PutWraps(boxes, (self.node(),), term)
+
+    def put_token(self, term: int) -> c.PutToken:
+        return c.PutToken(self.rng.randbytes(32), 50_000, self.rng.random() < 0.1)
+
+    def drop_tokens(self, term: int) -> c.DropTokens:
+        return c.DropTokens()
+
     def add_blob(self, term: int) -> c.AddBlob:
         return c.AddBlob(self.rng.choice("abc") * 64, 100, self.node())
 
@@ -208,8 +231,10 @@ class Story:
 MAKERS = [
     Story.submit, Story.submit, Story.submit, Story.create_group, Story.cancel, Story.claim,
     Story.claim, Story.assign, Story.assign, Story.report, Story.report, Story.report,
-    Story.finish, Story.expire, Story.wake, Story.settle, Story.prune, Story.prune_events,
+    Story.finish, Story.expire, Story.lose, Story.hold, Story.wake, Story.settle,
+    Story.prune, Story.prune_events,
     Story.put_node, Story.put_node, Story.put_passing, Story.remove_node, Story.forget_gone,
+    Story.found_trust, Story.put_secret, Story.put_wraps, Story.put_token, Story.drop_tokens,
     Story.add_blob, Story.drop_blobs, Story.put_setting,
     Story.raise_version,
 ]  # fmt: skip

@@ -32,7 +32,10 @@ from swarmd.state import queries as q
 from swarmd.state.machine import RULES
 from tests.unit.test_state_jobs import HOUR_MS, SHA, State
 
-SMALL = {"meta", "settings", "nodes", "counts", "totals", "spans", "sessions", "outcomes"}
+SMALL = {
+    "meta", "settings", "nodes", "holds", "counts", "totals", "spans", "sessions", "outcomes",
+    "secrets", "tokens", "wraps", "gone",
+}  # fmt: skip
 """Tables that do not grow with the queue, or hardly: they may be read whole."""
 BOUNDED = (
     # What is settled waits for a moment only, and is read a few rows at a time.
@@ -44,9 +47,11 @@ BOUNDED = (
     "SELECT DISTINCT group_id FROM jobs WHERE group_id IS NOT NULL AND seq IN (",
     # What executors hold at present is sorted; the queue is not.
     "SELECT a.id, j.id, j.type, a.node_id, a.started_at, a.deadline_at FROM attempts a",
+    # What is held at present is walked through, in an index that has nothing else.
+    "SELECT DISTINCT node_id FROM attempts WHERE active = 1",
 )
 # The rows of a statement that inserts several are no table.
-_TABLE = re.compile(r"\b(SCAN|SEARCH) (?!\d+ CONSTANT ROWS)(\w+)")
+_TABLE = re.compile(r"\b(SCAN|SEARCH) (?!(?:\d+ )?CONSTANT ROWS?)(\w+)")
 
 
 @pytest.fixture
@@ -132,6 +137,12 @@ def live(state: State) -> list[object]:
         else:
             state.finish("claimed")
     state.apply(c.ExpireAttempts((), (AttemptId(1),), 1))
+    state.submit("lost")
+    state.assign("lost")
+    state.apply(c.HoldAttempts(me, None))
+    state.apply(c.HoldAttempts(me, 0))
+    state.apply(c.LoseAttempts(me, (state.job("lost").attempt_id or AttemptId(0),), 0, 1))
+    state.apply(c.CancelJobs((JobId("lost"),)))
     state.now += 100 * HOUR_MS
     state.apply(c.PruneJobs(state.now, 100, 1))
     state.apply(c.PruneEvents(1, 10, 1))
@@ -141,6 +152,18 @@ def live(state: State) -> list[object]:
         state.submit(job_id, source=blob)
     state.assign("assigned")
     state.apply(c.CancelJobs((JobId("cancelled"),)))
+    state.apply(c.FoundTrust(b"authority", {"a": b"1"}, me, b"box"))
+    revision = state.apply(c.PutSecret("k", b"1", 0))
+    state.apply(c.PutSecret("k", b"2", revision))
+    state.apply(c.PutWraps({me: b"box"}, (me,), 1))
+    state.apply(c.PutToken(bytes(32), 1000, alone=True))
+    state.apply(c.PutToken(bytes(32), 1000))
+    state.apply(c.DropTokens())
+    while state.apply(c.RemoveNode(me, 11, 1)):
+        pass
+    state.apply(c.ForgetGone(state.now + 1, 10, 1))
+    state.node(slots=8)
+    state.assign("assigned")
     return applied
 
 
@@ -159,9 +182,9 @@ def ask_everything(state: State) -> list[object]:
         q.FindJob("left"), q.FindJobs(("left", "gone")), q.AnyReady(), q.AheadOf("left"),
         q.CountJobs(JobKind.BINARY), q.ListTotals(JobKind.BINARY), q.ViewPlacement(8, 200),
         q.ListDuties("n1"), q.ListDuties("n1", (AttemptId(1), AttemptId(2))), q.ListClaims(),
-        q.ListNodes(), q.CompletedBy(), q.UsageOf("n1"), q.GetSetting("a"), q.FindBlob(SHA),
-        q.ListEvents(0), q.GetStanding(), q.FindOutcomes(1, 1, (1, 2)), q.LastBoot(1),
-        q.ListHolders(SHA),
+        q.ListNodes(), q.GetTrust(), q.CompletedBy(), q.UsageOf("n1"), q.GetSetting("a"),
+        q.FindBlob(SHA), q.ListEvents(0), q.GetStanding(), q.FindOutcomes(1, 1, (1, 2)), q.LastBoot(1),
+        q.ListHolders(SHA), q.ViewLeases(), q.FindHold("n1"), q.IsMember("n1"),
     )  # fmt: skip
     asked: list[object] = [*map(q.ListJobs, filters), *one]
     for query in asked:

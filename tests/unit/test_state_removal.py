@@ -8,7 +8,7 @@ import pytest
 
 from swarmd.domain.actors import Actor
 from swarmd.domain.errors import Conflict, NotFound
-from swarmd.domain.events import AttemptStopped, JobRequeued, NodeChanged
+from swarmd.domain.events import NodeChanged
 from swarmd.domain.jobs import JobStatus, NodeId
 from swarmd.domain.nodes import Node
 from swarmd.state import commands as c
@@ -39,29 +39,41 @@ def ask(state: State, command: Any, boot: int, seq: int) -> Applied:
     return applied
 
 
-def test_what_it_held_is_queued_again_in_bounded_steps(state: State) -> None:
-    state.node(slots=5)
-    for name in "abcde":
-        state.submit(name)
-        state.assign(name)
-    state.apply(c.AddBlob("a" * 64, 10, N1))
-    left, events = [], []
+def test_what_lay_there_is_forgotten_in_bounded_steps(state: State) -> None:
+    state.node()
+    for letter in "abcde":
+        state.apply(c.AddBlob(letter * 64, 10, N1))
+    left = []
     for _ in range(3):
         assert [n.id for n in state.ask(q.ListNodes())] == [N1]
         left.append(remove(state))
-        events += [event.body for event in state.events]
     assert left == [3, 1, 0]
     assert state.ask(q.ListNodes()) == []
-    jobs = state.ask(q.FindJobs(tuple("abcde")))
-    assert {job.status for job in jobs} == {JobStatus.PENDING}
-    stopped = [body.job_id for body in events if isinstance(body, AttemptStopped)]
-    queued = [body.job_id for body in events if isinstance(body, JobRequeued)]
-    assert stopped == queued == list("abcde")
-    assert events[-1] == NodeChanged(N1, "removed")
+    assert state.events[-1].body == NodeChanged(N1, "removed")
     assert state.conn.execute("SELECT count(*) FROM blob_holders").fetchone() == (0,)
-    state.check_counts()
     with pytest.raises(NotFound):
         remove(state)
+
+
+def test_what_it_runs_is_given_away_by_the_leases_alone(state: State) -> None:
+    """It may run that still: until its lease is over nobody else is to."""
+    state.node()
+    state.submit("a")
+    state.assign("a")
+    state.apply(c.HoldAttempts(N1, 60_000))
+    assert remove(state) == 0
+    (job,) = state.ask(q.FindJobs(("a",)))
+    assert job.status is JobStatus.ASSIGNED
+    view = state.ask(q.ViewLeases())
+    assert view.busy == (N1,)
+    assert [(hold.node_id, hold.for_ms) for hold in view.holds] == [(N1, 60_000)]
+
+
+def test_a_hold_without_an_end_goes_with_its_node(state: State) -> None:
+    state.node()
+    state.apply(c.HoldAttempts(N1, None))
+    assert remove(state) == 0
+    assert state.conn.execute("SELECT count(*) FROM holds").fetchone() == (0,)
 
 
 def test_its_id_does_not_come_back_and_its_name_may(state: State) -> None:

@@ -4,7 +4,7 @@ A job is held by at most one attempt. A report counts only while its attempt hol
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from msgspec.structs import replace
 
@@ -332,23 +332,26 @@ def finish_claim(tx: Tx, command: FinishClaim) -> Job:
 
 def expire(tx: Tx, command: ExpireAttempts) -> int:
     done = 0
-    for job in _still_held(tx, command.silent):
+    for job in still_held(tx, command.silent):
         stop_attempt(tx, job, AttemptStatus.TIMEOUT, "no heartbeat from its executor")
         recover(tx, job, "no heartbeat from its executor")
         done += 1
-    for job in _still_held(tx, command.overdue):
+    for job in still_held(tx, command.overdue):
         stop_attempt(tx, job, AttemptStatus.TIMEOUT, "timed out")
         _fail(tx, job, Result(error="timed out"), tx.at)
         done += 1
     return done
 
 
-def _still_held(tx: Tx, attempt_ids: Iterable[AttemptId]) -> Iterable[Held]:
+def still_held(
+    tx: Tx, attempt_ids: Iterable[AttemptId], tally: Tally | None = None
+) -> Iterator[Held]:
+    """The jobs of those attempts that have not ended by when it comes to them."""
     for attempt_id in attempt_ids:
         row = tx.execute(
             "SELECT job_seq FROM attempts WHERE id = ? AND active = 1", (attempt_id,)
         ).fetchone()
         if row is not None:
-            job = held_by_seq(tx, row[0])
+            job = held_by_seq(tx, row[0], tally)
             assert job is not None and job.attempt_id == attempt_id
             yield job

@@ -1,0 +1,152 @@
+"""Removal and promotion: what operators ask of the leader about members. Refused before anything is
+changed where the log would be left without a quorum.
+
+What a removed node holds is not touched here: it gets no lease any more, and once its last is over
+the leases give its work away, as of any other that fell silent.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+
+from swarmd.cluster.asks import MemberPromoted, MemberRemoved, PromoteMember, RemoveMember
+from swarmd.cluster.handle import Cluster, LogView, local_reads
+from swarmd.cluster.numbers import raft_id_of
+from swarmd.domain.actors import Actor
+from swarmd.domain.errors import Conflict, NotFound
+from swarmd.domain.jobs import NodeId
+from swarmd.domain.nodes import Node, NodeKind
+from swarmd.state.commands import RemoveNode
+from swarmd.state.queries import ListNodes
+
+log = logging.getLogger(__name__)
+
+LAG_MAX = 256
+"""Entries that a learner may be behind and still vote at once."""
+STEP = 100
+"""A node that has much is forgotten in parts: no entry takes long."""
+
+
+class Removal:
+    """Of one term of leadership."""
+
+    def __init__(self, cluster: Cluster) -> None:
+        self._cluster = cluster
+
+    async def remove(self, ask: RemoveMember) -> MemberRemoved:
+        node, nodes = await self._find(ask.node_id)
+        view = self._cluster.log_view()
+        check_removal(view, node.id, self._reached(), _names(nodes))
+        if not ask.force and not ask.idle and not ask.dry and node.id != self._cluster.node.id:
+            self._check_gone(node)
+        if ask.dry:
+            return MemberRemoved(node.name, len(view.voters))
+        next_voter = successor(view, node.id)
+        if node.id == self._cluster.node.id:
+            # Somebody else has to do it: who is no member leads nobody.
+            if next_voter is not None:
+                await self._cluster.change_members(voters=(next_voter,))
+            await self._cluster.hand_over()
+            return MemberRemoved(node.name, len(view.voters), handed_over=True)
+        voters = () if next_voter is None else (next_voter,)
+        if node.id in (*view.voters, *view.learners):
+            await self._cluster.change_members(voters=voters, removed=(node.id,))
+        await self._forget(node.id, ask.actor)
+        log.warning("a node was removed", extra={"node_id": node.id, "node": node.name})
+        return MemberRemoved(node.name, len(self._cluster.log_view().voters))
+
+    async def promote(self, ask: PromoteMember) -> MemberPromoted:
+        node, _ = await self._find(ask.node_id)
+        check_promotion(self._cluster.log_view(), node.id, node.name)
+        await self._cluster.change_members(voters=(node.id,))
+        return MemberPromoted(node.name, len(self._cluster.log_view().voters))
+
+    async def _find(self, node_id: NodeId) -> tuple[Node, list[Node]]:
+        with local_reads():
+            nodes: list[Node] = await self._cluster.read(ListNodes((NodeKind.MEMBER,)))
+        for node in nodes:
+            if node.id == node_id:
+                return node, nodes
+        raise NotFound("no such node", node_id=node_id[:128])
+
+    def _reached(self) -> set[NodeId]:
+        members = (*self._cluster.members, self._cluster.node.id)
+        return {node_id for node_id in members if self._cluster.peer(node_id).alive}
+
+    def _check_gone(self, node: Node) -> None:
+        if self._cluster.peer(node.id).alive:
+            raise Conflict(
+                f"{node.name} is alive: `swarmd leave` on it is the better way, for it ends its"
+                " jobs first. With --force it is removed as it is",
+                node=node.name,
+            )
+
+    async def _forget(self, node_id: NodeId, actor: Actor) -> None:
+        command = RemoveNode(node_id, raft_id_of(node_id), STEP)
+        while await self._cluster.propose(command, actor):
+            pass
+
+
+def successor(view: LogView, leaving: NodeId) -> NodeId | None:
+    """The learner that votes in the place of a voter; None: there is none, or no need."""
+    if leaving not in view.voters:
+        return None
+    ready = [n for n in view.learners if n != leaving and _lacks(view, n) == ""]
+    return max(ready, key=lambda n: (view.progress[n].match, n), default=None)
+
+
+def check_removal(
+    view: LogView, leaving: NodeId, reached: Collection[NodeId], names: Mapping[NodeId, str]
+) -> None:
+    """Conflict: what is left would have no quorum, or nothing is left."""
+    name = names.get(leaving, leaving)
+    if set(names) == {leaving}:
+        raise Conflict(
+            f"{name} is the last node of its swarm: it cannot leave itself. `swarmd down` stops it;"
+            " moving its data directory away ends the swarm"
+        )
+    if leaving not in view.voters:
+        return
+    next_voter = successor(view, leaving)
+    left = [n for n in view.voters if n != leaving]
+    left += [] if next_voter is None else [next_voter]
+    if not left:
+        raise Conflict(
+            f"{name} is the only voter, and no learner has all that it has: without it the swarm's"
+            " state is gone. See `swarmd raft status`, and try again when a learner has caught up"
+        )
+    there, needed = sum(n in reached for n in left), len(left) // 2 + 1
+    if there < needed:
+        lost = [names.get(n, n) for n in left if n not in reached]
+        raise Conflict(
+            f"without {name} {there} of {len(left)} voters would be there, and {needed} are needed:"
+            f" writes would stop for good. Not there: {', '.join(sorted(lost))}. Start them, or"
+            " remove them first if they are gone for good",
+            voters=len(left), there=there, needed=needed,
+        )  # fmt: skip
+
+
+def check_promotion(view: LogView, node_id: NodeId, name: str) -> None:
+    if node_id in view.voters:
+        raise Conflict(f"{name} votes already", node=name)
+    if node_id not in view.learners:
+        raise Conflict(
+            f"{name} has no replica of the state: only a learner can become a voter", node=name
+        )
+    if lacks := _lacks(view, node_id):
+        raise Conflict(f"{name} {lacks}; a vote of it would hold up the others", node=name)
+
+
+def _lacks(view: LogView, learner: NodeId) -> str:
+    progress = view.progress.get(learner)
+    if progress is None or not progress.active:
+        return "does not answer the leader"
+    behind = view.last - progress.match
+    if progress.state != "replicate" or behind > LAG_MAX:
+        return f"is {max(0, behind)} entries behind (`swarmd raft status` shows when it is not)"
+    return ""
+
+
+def _names(nodes: Collection[Node]) -> dict[NodeId, str]:
+    return {node.id: node.name for node in nodes}
