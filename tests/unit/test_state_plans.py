@@ -183,7 +183,8 @@ def ask_everything(state: State) -> list[object]:
         q.CountJobs(JobKind.BINARY), q.ListTotals(JobKind.BINARY), q.ViewPlacement(8, 200),
         q.ListDuties("n1"), q.ListDuties("n1", (AttemptId(1), AttemptId(2))), q.ListClaims(),
         q.ListNodes(), q.GetTrust(), q.CompletedBy(), q.UsageOf("n1"), q.GetSetting("a"),
-        q.FindBlob(SHA), q.ListEvents(0), q.GetStanding(), q.FindOutcomes(1, 1, (1, 2)), q.LastBoot(1),
+        q.FindBlob(SHA), q.ListEvents(0), q.GetStanding(), q.FindOutcomes(1, 1, (1, 2)),
+        q.LastBoot(1),
         q.ListHolders(SHA), q.ViewLeases(), q.FindHold("n1"), q.IsMember("n1"),
     )  # fmt: skip
     asked: list[object] = [*map(q.ListJobs, filters), *one]
