@@ -51,7 +51,7 @@ from swarmd.cluster.replica import NotNewest, Replica, ReplicaSettings
 from swarmd.cluster.snapshots import decode_conf
 from swarmd.cluster.trust import Trust
 from swarmd.config import Config
-from swarmd.domain.errors import Unavailable, leaves
+from swarmd.domain.errors import Unavailable, instead
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Node
 from swarmd.state.queries import GetTrust
@@ -86,27 +86,22 @@ async def open_cluster(
     wall: Callable[[], float] = time.time,
 ) -> AsyncIterator[Replica | Remote]:
     """This node's replica, its log and its wires. BeginAnew: start again, as another node."""
-    try:
+    with instead((ServedByOthers, NotNewest, Recovered), partial(_life_after, data_dir)):
         async with _open_cluster(config, data_dir, earlier, describe, wall) as cluster:
             yield cluster
-    except* ServedByOthers:
-        raise StartAgain("this node is to hold no replica any more") from None
-    except* NotNewest as found:
-        lost = next(leaves(found))
-        assert isinstance(lost, NotNewest)
-        node_id = _known_id(data_dir)
-        if lost.seeds and node_id is not None:
-            rejoining.begin(data_dir, node_id, lost.seeds)
-            raise BeginAnew(lost.message) from None
-        raise
-    except* Recovered as found:
-        recovered = next(leaves(found))
-        assert isinstance(recovered, Recovered)
-        node_id = _known_id(data_dir)
-        if recovered.ahead and node_id is not None:
-            rejoining.begin(data_dir, node_id, recovered.seeds)
-            raise BeginAnew(recovered.message) from None
-        raise StartAgain(recovered.message) from None
+
+
+def _life_after(data_dir: Path, error: BaseException) -> BaseException:
+    """What becomes of a node that cannot go on as it is."""
+    if isinstance(error, ServedByOthers):
+        return StartAgain("this node is to hold no replica any more")
+    assert isinstance(error, NotNewest | Recovered)
+    node_id = _known_id(data_dir)
+    anew = bool(error.seeds) if isinstance(error, NotNewest) else error.ahead
+    if anew and node_id is not None:
+        rejoining.begin(data_dir, node_id, error.seeds)
+        return BeginAnew(error.message)
+    return error if isinstance(error, NotNewest) else StartAgain(error.message)
 
 
 @asynccontextmanager

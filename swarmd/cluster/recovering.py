@@ -12,8 +12,8 @@ import errno
 import os
 import shutil
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, closing, suppress
 from pathlib import Path
 
 import msgspec
@@ -50,7 +50,7 @@ from swarmd.cluster.opening import NOT_JOINED, SEEDS
 from swarmd.cluster.snapshots import decode_conf
 from swarmd.cluster.trust import SEALING_KEY
 from swarmd.domain.actors import Actor
-from swarmd.domain.errors import Conflict, SwarmError, Unavailable, leaves
+from swarmd.domain.errors import Conflict, SwarmError, Unavailable, instead
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import NodeKind
 from swarmd.state.commands import PutSetting, Request, RequestId
@@ -141,15 +141,13 @@ async def recover(
         raise Unavailable(f"nothing was changed, this node is as it was: {why}") from error
 
 
-@contextmanager
-def _words() -> Iterator[None]:
+def _words() -> AbstractContextManager[None]:
     """What the log has to say comes out alone, not in groups."""
-    try:
-        yield
-    except* LogError as errors:
-        raise Unavailable(str(next(leaves(errors)))) from None
-    except* SwarmError as refusals:
-        raise next(leaves(refusals)) from None
+
+    def words(error: BaseException) -> BaseException:
+        return Unavailable(str(error)) if isinstance(error, LogError) else error
+
+    return instead((LogError, SwarmError), words)
 
 
 async def _recover(

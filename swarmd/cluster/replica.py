@@ -51,7 +51,7 @@ from swarmd.cluster.snapshots import Snapshots, encode_conf
 from swarmd.cluster.stamps import Stamps
 from swarmd.cluster.trust import Trust
 from swarmd.domain.actors import Actor
-from swarmd.domain.errors import Busy, SwarmError, Unavailable
+from swarmd.domain.errors import Busy, SwarmError, Unavailable, instead
 from swarmd.domain.events import Event, NodeChanged, SettingChanged
 from swarmd.domain.jobs import ENTRY_BYTES_MAX, NodeId
 from swarmd.domain.nodes import Node
@@ -193,12 +193,12 @@ class Replica:
             task_status.started()
 
     async def _agree(self) -> None:
-        try:
-            await self._consensus.run(self)
-        except* LogLost as lost:
+        def lost(error: BaseException) -> BaseException:
             why = "another node proves that the log on disk is not the newest of this node"
-            words = "; ".join(str(error) for error in lost.exceptions)
-            raise not_newest(f"{why}: {words}", self.node.id, self.members.values()) from None
+            return not_newest(f"{why}: {error}", self.node.id, self.members.values())
+
+        with instead(LogLost, lost):
+            await self._consensus.run(self)
 
     # The four verbs.
 

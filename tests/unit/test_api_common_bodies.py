@@ -20,7 +20,7 @@ from api.common.texts import Text, answer_with_texts
 from swarmd.domain.actors import Actor
 from swarmd.domain.errors import Invalid, SwarmError, TooLarge
 
-HOLD_S_MAX = 0.005
+HOLD_MAX = 3.0
 STDOUT = frozenset({"stdout"})
 
 
@@ -245,6 +245,21 @@ async def test_a_mark_in_a_body_cannot_multiply_a_long_string() -> None:
     assert sum(len(argument) for argument in job.arguments) < 2 * len(long)
 
 
+YARD = b"[" + b"{}," * 87_000 + b"1]"
+"""What one step may decode at most, of the kind that takes longest."""
+
+
+def yardstick() -> float:
+    """How long this machine takes for it: a step is held against that, not against a clock."""
+
+    def once() -> float:
+        began = time.thread_time()
+        msgspec.json.decode(YARD)
+        return time.thread_time() - began
+
+    return min(once() for _ in range(5))
+
+
 async def longest_hold(body: bytes, kind: Any, array: bool) -> float:
     """Best of five: another process may take the core's caches in the middle of one."""
     return min([await _hold(body, kind, array) for _ in range(5)])
@@ -322,8 +337,8 @@ def hostile() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("body", "kind", "array"), list(hostile()))
 async def test_no_body_holds_the_loop(body: bytes, kind: Any, array: bool) -> None:
-    held_s = await longest_hold(body, kind, array)
-    assert held_s < HOLD_S_MAX, f"held for {held_s * 1000:.1f} ms"
+    held = await longest_hold(body, kind, array) / yardstick()
+    assert held < HOLD_MAX, f"held for {held:.1f} times what the most that may be held takes"
 
 
 async def test_parts_of_another_array_are_decoded_each() -> None:
