@@ -85,6 +85,8 @@ class Handlers:
         """Methods that may be called without a certificate."""
         self.streams: dict[str, StreamHandler] = {}
         self.message: MessageHandler | None = None
+        self.settle: Callable[[], None] | None = None
+        """Called behind the last of the messages that came together."""
         self.closing = False
 
     def close(self) -> None:
@@ -93,7 +95,7 @@ class Handlers:
         self.calls.clear()
         self.for_applicants.clear()
         self.streams.clear()
-        self.message = None
+        self.message = self.settle = None
 
 
 class Shared:
@@ -247,7 +249,7 @@ class Connection:
         counts, on, frames = self._shared.counts, self._on, self.met.rest
         decoder = self.met.decoder
         decoder.frame_bytes_max = self._limits.frame_bytes_max + ENVELOPE_BYTES_MAX
-        receive, feed = self._pipe.receive, decoder.feed
+        receive, feed, handlers = self._pipe.receive, decoder.feed, self._shared.handlers
         left_bytes = self._limits.life_bytes_max
         while True:
             counts.frames_in += len(frames)
@@ -257,6 +259,8 @@ class Connection:
                     await self._relieve()
                 elif number % _FRAMES_PER_STEP == 0:
                     await trio.lowlevel.checkpoint()
+            if frames and handlers.settle is not None:
+                handlers.settle()
             if self._outbox.size > FLOOD_FACTOR * self._queue_bytes_max:
                 raise Broken("flood", f"{self.peer} asks for more than it fetches")
             data = await receive()

@@ -109,6 +109,10 @@ class Consensus:
         self._read_number = 0
         self._succession = Succession(raft_id, node, wires, timing, rng, self._kick)
         self._broken: BaseException | None = None
+        self._runs = False
+        self._ticked_at = trio.current_time()
+        self._ticking = trio.CancelScope()
+        """Sleeps until something is due."""
 
     # What others ask of it.
 
@@ -202,11 +206,12 @@ class Consensus:
     async def run(self, application: Application) -> None:
         """Until it is cancelled. LogLost and failures of the disks are raised: end the process."""
         self._application = application
-        self._wires.handle_message(self._receive)
+        self._wires.handle_message(self._receive, self._settle)
         self._wires.on_link(self._link_changed)
         try:
             async with trio.open_nursery() as nursery:
                 self._nursery = nursery
+                self._runs = True
                 self._succession.begin(nursery)
                 nursery.start_soon(self._tick)
                 while True:
@@ -214,6 +219,7 @@ class Consensus:
                     await self._wake.wait()
                     self._wake = trio.Event()
         finally:
+            self._runs = False
             self._succession.end()  # the wires live longer, and go on telling of links
 
     def _kick(self) -> None:
@@ -223,14 +229,39 @@ class Consensus:
         if not up and self._names.get(self._core.lead) == peer:
             self._succession.suspect(peer)
 
+    # Time. Ticks are counted when something comes, and this node is woken only for one with which
+    # something is due: a follower hears of its leader long before.
+
     async def _tick(self) -> None:
-        """Ticks that were missed are dropped: a burst of them would depose a leader for nothing."""
-        due = trio.current_time() + self._timing.tick_s
+        self._ticked_at = trio.current_time()
         while True:
-            await trio.sleep_until(due)
+            with trio.CancelScope(deadline=self._due_at()) as self._ticking:
+                await trio.sleep_forever()
+            self._pass_time(trio.current_time(), awaited=True)
+            self._succession.look()
+            self._settle()
+
+    def _due_at(self) -> float:
+        return self._ticked_at + self._node.ticks_to_act() * self._timing.tick_s
+
+    def _pass_time(self, now: float, *, awaited: bool = False) -> None:
+        """Ticks that were missed, as this process was held up, are dropped: a burst of them would
+        depose a leader for nothing. Who does not lead is given one tick more then, for what may lie
+        in its sockets."""
+        passed = int((now - self._ticked_at) / self._timing.tick_s + _ROUNDING)
+        if passed <= 0:
+            return
+        left = self._node.ticks_to_act()
+        acts = awaited and (passed == left or (passed > left and self.leads))
+        for _ in range(left if acts else min(passed, left - 1)):
             self._node.tick()
-            self._wake.set()
-            due = max(due + self._timing.tick_s, trio.current_time())
+        self._ticked_at = now if passed > left else self._ticked_at + passed * self._timing.tick_s
+
+    def _keep_time(self) -> None:
+        """What is due may be due earlier than it was, as for whoever leads now."""
+        due_at = self._due_at()
+        if due_at < self._ticking.deadline:
+            self._ticking.deadline = due_at
 
     def _receive(self, peer: str, body: bytes) -> None:
         if self._broken is not None:
@@ -245,10 +276,28 @@ class Consensus:
             raise Refused("invalid", f"{peer} speaks for another node")
         if message.kind is MessageKind.SNAPSHOT:
             raise Refused("invalid", f"{peer} sent a snapshot without its content")
-        self.step(message)
+        self._take(message)
+
+    def _settle(self) -> None:
+        """What came together is worked on together, and in the turn of the loop that it came in:
+        a heartbeat is answered in one waking."""
+        if not self._is_due() or not self._runs:
+            return
+        if self._broken is None:
+            try:
+                self._work()
+                return
+            except BaseException as error:
+                self._broken = error
+        self._wake.set()
 
     def step(self, message: Message) -> None:
         """A message whose sender was made sure of."""
+        self._take(message)
+        self._wake_if_due()
+
+    def _take(self, message: Message) -> None:
+        self._pass_time(trio.current_time())
         try:
             self._node.step(message)
         except (PeerNotFound, ProposalDropped, ReadDropped):
@@ -260,18 +309,20 @@ class Consensus:
             self._known_commit = max(self._known_commit, message.commit)
             if self._core.log.applied >= self._known_commit:
                 self.heard_at = trio.current_time()
-        self._wake_if_due()
 
     def _wake_if_due(self) -> None:
         """Each turn of the task is a turn of the loop: it is not woken for nothing."""
-        if not self._wake.is_set() and (
+        if not self._wake.is_set() and self._is_due():
+            self._wake.set()
+
+    def _is_due(self) -> bool:
+        return bool(
             self._broken is not None
             or self._appends
             or self._flying is not None
             or self._gathering is not None
             or self._node.has_ready()
-        ):
-            self._wake.set()
+        )
 
     def _work(self) -> None:
         """Everything that the core wants by now."""
@@ -302,6 +353,7 @@ class Consensus:
                 self._wake.set()
             self._application.changed()
         self._succession.look()
+        self._keep_time()
 
     def _send(self, message: Message) -> None:
         peer = self._names.get(message.to)
@@ -431,5 +483,7 @@ def core_config(raft_id: int, timing: Timing, applied: int) -> Config:
     )
 
 
+_ROUNDING = 1e-6
+"""Of a tick: sums of floats that come to a little less are whole."""
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Message).decode

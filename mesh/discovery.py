@@ -31,6 +31,8 @@ MARK_BYTES_MAX = 32
 PACKET_BYTES_MAX = 512
 ADDRESSES_MAX = 4
 FOUND_MAX = 64
+INTERFACES_MAX = 32
+LOOPBACK = "lo"
 INTERVAL_S = 5.0
 ANSWER_PAUSE_S = 0.5
 ASK_INTERVAL_S = 0.5
@@ -56,20 +58,25 @@ _decode = msgspec.msgpack.Decoder(Seek | Here).decode
 
 
 class _Groups:
-    """One socket a family, in the group on every interface that takes it."""
+    """In the groups on every interface that takes part; with `loopback_only` on that one alone."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, loopback_only: bool) -> None:
         self._port = port
         self._v4: list[tuple[socket.socket, bytes]] = []
         self._v6: list[tuple[socket.socket, int]] = []
         self.sockets: list[socket.socket] = []
+        interfaces = [
+            index for index, name in socket.if_nameindex() if not loopback_only or name == LOOPBACK
+        ][:INTERFACES_MAX]
         try:
-            self._join_v4()
-            self._join_v6()
+            self._join_v4(interfaces)
+            for index in interfaces:
+                self._join_v6(index)
         except BaseException:
             self.close()
             raise
-        if not self.sockets:
+        if not self._v4 and not self._v6:
+            self.close()
             raise NotAllowed("no interface takes part in multicast: give an address to join at")
 
     def send(self, packet: bytes) -> None:
@@ -86,12 +93,13 @@ class _Groups:
         for sock in self.sockets:
             sock.close()
 
-    def _join_v4(self) -> None:
-        sock = self._open(socket.AF_INET)
+    def _join_v4(self, interfaces: Sequence[int]) -> None:
+        """One socket for all of them."""
+        sock = self._open(socket.AF_INET, (GROUP_V4, self._port))
         if sock is None:
             return
         group = socket.inet_aton(GROUP_V4)
-        for index, _ in socket.if_nameindex():
+        for index in interfaces:
             request = struct.pack("@4s4si", group, bytes(4), index)
             with suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, request)
@@ -101,20 +109,22 @@ class _Groups:
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_TTL, _HOPS)
         sock.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_LOOP, 1)
 
-    def _join_v6(self) -> None:
-        sock = self._open(socket.AF_INET6)
+    def _join_v6(self, index: int) -> None:
+        """One socket an interface: the group's address is of that link."""
+        sock = self._open(socket.AF_INET6, (GROUP_V6, self._port, 0, index))
         if sock is None:
             return
-        group = socket.inet_pton(socket.AF_INET6, GROUP_V6)
-        for index, _ in socket.if_nameindex():
-            request = struct.pack("@16si", group, index)
-            with suppress(OSError):
-                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, request)
-                self._v6.append((sock, index))
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, _HOPS)
-        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 1)
+        request = struct.pack("@16si", socket.inet_pton(socket.AF_INET6, GROUP_V6), index)
+        with suppress(OSError):
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, request)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, _HOPS)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 1)
+            self._v6.append((sock, index))
 
-    def _open(self, family: socket.AddressFamily) -> socket.socket | None:
+    def _open(
+        self, family: socket.AddressFamily, at: tuple[str, int] | tuple[str, int, int, int]
+    ) -> socket.socket | None:
         """Bound to the group itself: nothing else comes in. None where there is no such family."""
         try:
             sock = socket.socket(family, socket.SOCK_DGRAM)
@@ -125,9 +135,7 @@ class _Groups:
         try:
             if family == socket.AF_INET6:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-                sock.bind(("::", self._port))
-            else:
-                sock.bind((GROUP_V4, self._port))
+            sock.bind(at)
         except OSError:
             sock.close()
             return None
@@ -137,12 +145,12 @@ class _Groups:
 
 @asynccontextmanager
 async def open_beacon(
-    mark: bytes, addresses: Sequence[str], *, rng: Rng, port: int = PORT
+    mark: bytes, addresses: Sequence[str], *, rng: Rng, loopback_only: bool, port: int = PORT
 ) -> AsyncIterator[None]:
     """Says from time to time, and whenever it is asked, where this member is. Raises
     NotAllowed."""
     packet = _encode(Here(_checked(mark), tuple(addresses[:ADDRESSES_MAX])))
-    groups = _Groups(port)
+    groups = _Groups(port, loopback_only)
     asked = trio.Event()
 
     async def listen(sock: socket.socket) -> None:
@@ -173,11 +181,13 @@ async def open_beacon(
         groups.close()
 
 
-async def discover(mark: bytes, *, timeout_s: float, port: int = PORT) -> list[str]:
+async def discover(
+    mark: bytes, *, timeout_s: float, loopback_only: bool, port: int = PORT
+) -> list[str]:
     """Addresses where members of the swarm with this mark say that they are: those that came until
     a moment after the first, or none in time. Raises NotAllowed."""
     seek = _encode(Seek(_checked(mark)))
-    groups = _Groups(port)
+    groups = _Groups(port, loopback_only)
     found: dict[str, None] = {}
     first = trio.Event()
 
@@ -186,7 +196,7 @@ async def discover(mark: bytes, *, timeout_s: float, port: int = PORT) -> list[s
             if isinstance(heard, Here) and heard.mark == mark:
                 for address in heard.addresses:
                     with suppress(NotAllowed):
-                        check_address(address, loopback_only=False)
+                        check_address(address, loopback_only=loopback_only)
                         if len(found) < FOUND_MAX:
                             found[address] = None
                             first.set()

@@ -38,7 +38,7 @@ from mesh.swim import (
     SwimCounts,
     SyncWanted,
 )
-from mesh.wires import Refused, Unreachable, WireError, Wires
+from mesh.wires import NotAllowed, Refused, Unreachable, WireError, Wires
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ KNOCKS_MAX = 32
 PACKETS_PER_TURN_MAX = 64
 SUBSCRIBERS_MAX = 64
 SUBSCRIBER_EVENTS_MAX = 1_024
+DOUBLE_KEPT_S = 60.0
 SESSION_TAG = "session"
 _COMPLAIN_S = 60.0
 _STRANGERS_MAX = 1_024
@@ -116,6 +117,8 @@ class Gossip:
         self._synced = False
         self._strangers: OrderedDict[str, float] = OrderedDict()
         self._complained: dict[str, int] = {}
+        self._double: tuple[float, tuple[str, ...]] | None = None
+        """When another was last heard under this node's id, and where."""
 
     # What is known
 
@@ -135,6 +138,17 @@ class Gossip:
     def members(self) -> list[MemberView]:
         """This node first."""
         return self._swim.members()
+
+    def namesakes(self) -> dict[str, tuple[str, ...]]:
+        """Ids of the living that go by one name, where there are several: who keeps it first."""
+        return self._swim.namesakes()
+
+    @property
+    def double(self) -> tuple[str, ...]:
+        """Where another process runs under this node's id, as was heard of late; else nothing."""
+        if self._double is None or trio.current_time() - self._double[0] > DOUBLE_KEPT_S:
+            return ()
+        return self._double[1]
 
     def member(self, id: str) -> MemberView | None:
         return self._swim.member(id)
@@ -172,6 +186,11 @@ class Gossip:
     def update_tags(self, tags: Mapping[str, str]) -> None:
         """Instead of those told before. Raises NotUsable."""
         self._swim.update(trio.current_time(), tags=_with_session(tags, self._sealer))
+        self._flush()
+
+    def be_born(self, born: int) -> None:
+        """When this node was taken in: it may not have known when it began to talk."""
+        self._swim.update(trio.current_time(), born=born)
         self._flush()
 
     def seed(self, addresses: Sequence[str]) -> None:
@@ -382,11 +401,14 @@ class Gossip:
             case MemberChanged(change, member):
                 if change is not Change.FORGOTTEN:
                     self._learn_session(member)
+                    with suppress(NotAllowed):
+                        self._wires.also_at(member.id, member.addresses)
                 self._log(change, member)
             case NameConflict(name, kept_by, others):
                 facts = {"node_name": name, "kept_by": kept_by, "others": others}
                 log.warning("several members have one name: the oldest keeps it", extra=facts)
             case OwnIdTaken(addresses):
+                self._double = trio.current_time(), addresses
                 log.error(
                     "another process runs under this node's id: was its data directory copied?",
                     extra={"node_id": self._id, "addresses": addresses},

@@ -39,7 +39,8 @@ class Link:
         self, peer: str, addresses: tuple[str, ...], backoff_min_s: float, backoff_max_s: float
     ) -> None:
         self.peer = peer
-        self.addresses = addresses
+        self._told = addresses
+        self._heard: tuple[str, ...] = ()
         self.wire: Asking | None = None
         self._backoff_min_s = backoff_min_s
         self._backoff_max_s = backoff_max_s
@@ -51,6 +52,11 @@ class Link:
         self._attempt = trio.Event()
         self._hurry = trio.Event()
         self._waiters = 0
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Those that were told go before those that were only heard of."""
+        return tuple(dict.fromkeys((*self._told, *self._heard)))
 
     def start(self) -> bool:
         """True the first time: then `keep` is to be run."""
@@ -106,9 +112,15 @@ class Link:
         raise TimedOut(f"{self.peer} is still being dialed", handed_over=False, peer=self.peer)
 
     def readdress(self, addresses: tuple[str, ...]) -> None:
-        if addresses != self.addresses:
-            self.addresses = addresses
+        if addresses != self._told:
+            self._told = addresses
             self.hurry()
+
+    def also_at(self, addresses: tuple[str, ...]) -> None:
+        if addresses != self._heard:
+            self._heard = addresses
+            if self.wire is None:
+                self.hurry()
 
     def hurry(self) -> None:
         """There is reason to believe that the next try will do better; who asks waits for it."""

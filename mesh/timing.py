@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Protocol
+
+import trio
 
 
 class Rng(Protocol):
@@ -18,7 +21,7 @@ class Rng(Protocol):
 class Timing:
     tick_s: float = 0.1
     election_ticks: int = 10
-    heartbeat_ticks: int = 1
+    heartbeat_ticks: int = 2
     probe_timeout_s: float = 0.3
     """For a fresh connection to a leader whose stream broke."""
     jitter_s: float = 0.1
@@ -28,3 +31,10 @@ class Timing:
 
 
 LAN = Timing(tick_s=0.05)
+
+
+async def beat(every_s: float) -> None:
+    """Sleep for half a period to one and a half, so that all who look after something from time to
+    time wake together: wakings are what a process spends its time on that has nothing to do."""
+    ahead = math.floor(trio.current_time() / every_s + 0.5) + 1
+    await trio.sleep_until(ahead * every_s)

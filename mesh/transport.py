@@ -30,6 +30,7 @@ from mesh.pipes import (
     target_of,
 )
 from mesh.rpc import Answering, Asking
+from mesh.timing import beat
 from mesh.wires import (
     ByteStream,
     CallHandler,
@@ -130,6 +131,11 @@ class Transport(Wires):
                 bounds = settings.backoff_min_s, settings.backoff_max_s
                 self._links[peer] = Link(peer, addresses, *bounds)
 
+    def also_at(self, peer: str, addresses: Sequence[str]) -> None:
+        if (link := self._links.get(peer)) is not None:
+            self._check_addresses(peer, tuple(addresses))
+            link.also_at(tuple(addresses))
+
     def send(self, peer: str, body: bytes) -> bool:
         link = self._links.get(peer)
         if link is None:
@@ -189,9 +195,12 @@ class Transport(Wires):
         if applicants:
             handlers.for_applicants.add(method)
 
-    def handle_message(self, handler: MessageHandler) -> None:
+    def handle_message(
+        self, handler: MessageHandler, settle: Callable[[], None] | None = None
+    ) -> None:
         assert self._shared.handlers.message is None, "messages have a handler already"
         self._shared.handlers.message = handler
+        self._shared.handlers.settle = settle
 
     def handle_stream(self, method: str, handler: StreamHandler) -> None:
         assert method not in self._shared.handlers.streams, f"{method} has a handler already"
@@ -336,7 +345,7 @@ class Transport(Wires):
 
     async def pulse(self) -> None:
         while True:
-            await trio.sleep(self._settings.keepalive_s)
+            await beat(self._settings.keepalive_s)
             for connection in list(self._connections):
                 connection.tick()
 

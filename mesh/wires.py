@@ -153,6 +153,10 @@ class Wires(Protocol):
         each time; wires to whom it leaves out are cut. This node itself is passed over. Raises
         NotAllowed for what is no address, or none that may be dialed."""
 
+    def also_at(self, peer: str, addresses: Sequence[str]) -> None:
+        """Where a peer itself says that it is: tried behind what set_peers told. Of one that is no
+        peer nothing is kept. Raises NotAllowed as set_peers."""
+
     def send(self, peer: str, body: bytes) -> bool:
         """One way, never waits. False: there is no stream (one is dialed now) or its queue is full.
         True means no more than queued. Messages of one stream arrive in order, none twice."""
@@ -184,8 +188,11 @@ class Wires(Protocol):
         """With `applicants`, strangers without a certificate may call it too; nothing else is
         open to them."""
 
-    def handle_message(self, handler: MessageHandler) -> None:
-        """There is one; who sends different things says so in the body."""
+    def handle_message(
+        self, handler: MessageHandler, settle: Callable[[], None] | None = None
+    ) -> None:
+        """There is one; who sends different things says so in the body. `settle` is called behind
+        the last of those that came together."""
 
     def handle_stream(self, method: str, handler: StreamHandler) -> None: ...
 

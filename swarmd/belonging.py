@@ -32,6 +32,7 @@ from mesh.wires import WireError
 from swarmd.agent import rejoining
 from swarmd.agent.rejoining import Rejoin
 from swarmd.cluster import identity as identities
+from swarmd.cluster.discovering import find_members, stay_found
 from swarmd.cluster.handle import Hosted
 from swarmd.cluster.lineage import (
     CLUSTER_FACT,
@@ -126,7 +127,11 @@ async def _open_cluster(
     async with AsyncExitStack() as stack:
         raft_log = await stack.enter_async_context(open_log(data_dir / "raft.db", create=True))
         store = await stack.enter_async_context(open_store(data_dir / "state.db", StoreSettings()))
+        join = _joins(config, earlier)
         start = await _prepare(config, data_dir, node_id, raft_log, store, earlier, wall())
+        if mesh.discover and not join and _is_to_join(start, raft_log):
+            assert start.grounds is not None
+            join = await find_members(start.grounds.pin, loopback_only=_on_loopback(config))
         wires: Transport | None = None
 
         async def install(identity: Identity) -> None:
@@ -171,7 +176,7 @@ async def _open_cluster(
             cluster = await stack.enter_async_context(remotely())
         else:
             opened = open_replica(
-                node, raft_log, store, wires, copies, settings, join=_joins(config, earlier),
+                node, raft_log, store, wires, copies, settings, join=join,
                 replaces=earlier.replaces if earlier is not None else None, trust=trust,
                 grounds=start.grounds, neighbours=neighbours, now_ms=now_ms, new_id=Ids(), rng=rng,
             )  # fmt: skip
@@ -190,6 +195,13 @@ async def _open_cluster(
                 entropy=os.urandom, rng=rng,
             )
         )  # fmt: skip
+        if mesh.discover:
+            nursery.start_soon(
+                partial(
+                    stay_found, node, trust.identity.pin, lambda: cluster.members, neighbours,
+                    loopback_only=_on_loopback(config), rng=rng,
+                )
+            )  # fmt: skip
         nursery.start_soon(_note_swarm, cluster, raft_log, wires, claims, data_dir)
         nursery.start_soon(_go_along, cluster, raft_log, claims)
         nursery.start_soon(notice_removal, cluster, wires)
@@ -207,7 +219,8 @@ async def _prepare(
     """Who this node is, from what lies here and what it was told."""
     conf = store.place.conf
     voters = () if conf is None else decode_conf(conf).voters
-    fresh = raft_log.last_index() == 0 and raft_log.hard_state == HardState()
+    token = None if config.mesh.token is None else parse_token(config.mesh.token)
+    ways = _joins(config, earlier) or raft_log.fact(SEEDS) or (token and config.mesh.discover)
     was: Identity | None = None
     if earlier is not None:
         aside = data_dir / rejoining.ASIDE / identities.FOLDER
@@ -217,14 +230,30 @@ async def _prepare(
             identities.prepare,
             data_dir / identities.FOLDER,
             node_id,
-            joins=fresh and bool(_joins(config, earlier) or raft_log.fact(SEEDS)),
-            token=None if config.mesh.token is None else parse_token(config.mesh.token),
+            joins=_is_new(raft_log) and bool(ways),
+            token=token,
             earlier=was,
             alone=len(voters) <= 1,
             entropy=os.urandom,
             now=now,
         )
     )
+
+
+def _is_new(raft_log: RaftLog) -> bool:
+    return raft_log.last_index() == 0 and raft_log.hard_state == HardState()
+
+
+def _is_to_join(start: identities.Start, raft_log: RaftLog) -> bool:
+    """A swarm is there already, and no start of this node was told yet where."""
+    founds = start.grounds is None or start.founding is not None
+    return _is_new(raft_log) and not founds and not raft_log.fact(SEEDS)
+
+
+def _on_loopback(config: Config) -> bool:
+    """Nothing is to leave this host."""
+    hosts = config.mesh.bind or config.node.bind
+    return all(ip_address(host.partition("%")[0]).is_loopback for host in hosts)
 
 
 def _joins(config: Config, earlier: Rejoin | None) -> tuple[str, ...]:

@@ -67,6 +67,9 @@ class MeshSection:
         secret=True,
         kind="join-token",
     )
+    discover: bool = setting(
+        False, "be found on the networks of this host by whoever has the token, and find others"
+    )
     timing: str = setting("default", "how soon a silent leader is replaced: default, or lan for"
                           " half of that", choices=("default", "lan"))  # fmt: skip
     profile: str = setting("lan", "how far apart the nodes are, for gossip: lan, wan or local",

@@ -117,11 +117,7 @@ async def open_node(config: Config) -> AsyncIterator[RunningNode]:
         if running.left:
             put_away(data_dir)
         elif running.removed.is_set():
-            raise Unavailable(
-                f"this node was removed from its swarm, and what ran here runs elsewhere. Move the"
-                f" data directory {data_dir} away; then it can join again as a new node, with a"
-                " token (`swarmd token` on a member)"
-            )
+            raise _was_removed(data_dir)
 
 
 @asynccontextmanager
@@ -135,6 +131,14 @@ async def _leading(config: Config, cluster: Hosted) -> AsyncIterator[None]:
             nursery.start_soon(lead_when_elected, cluster, upkeep, settings)
         yield
         nursery.cancel_scope.cancel()
+
+
+def _was_removed(data_dir: Path) -> Unavailable:
+    return Unavailable(
+        f"this node was removed from its swarm, and what ran here runs elsewhere. Move the data"
+        f" directory {data_dir} away; then it can join again as a new node, with a token"
+        " (`swarmd token` on a member)"
+    )
 
 
 async def _notice_removal(cluster: Hosted, running: RunningNode) -> None:
@@ -203,7 +207,12 @@ async def _open_agent(
         # What this node does follows from its own replica, leader or not.
         with local_reads():
             asked = ListDuties(cluster.node.id)
-            duties = await patiently(lambda: cluster.read(asked))
+            with trio.CancelScope() as asking:
+                # One without a replica that was removed meanwhile is answered by nobody, ever.
+                nursery.start_soon(_cancel_when, cluster.removed, asking)
+                duties = await patiently(lambda: cluster.read(asked))
+            if asking.cancelled_caught:
+                raise _was_removed(data_dir)
         if config.jobs.executor or duties:
             # A node that gives up running jobs still lets those it holds come to their end.
             slots = cluster.node.capacity.slots or len(duties)
@@ -231,6 +240,11 @@ async def _open_agent(
 
 async def _nothing_to_end(ask: EndWork) -> None:
     pass
+
+
+async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
 
 
 @asynccontextmanager

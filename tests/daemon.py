@@ -24,6 +24,7 @@ from typing import Any
 
 from swarmd.cli.client import Daemon as Client
 
+ROOT = Path(__file__).parents[1]
 LOOPBACK = "127.0.0.1"
 READY_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 10.0
@@ -119,10 +120,11 @@ def running_daemon(directory: Path, **settings: Any) -> Iterator[Daemon]:
 
 def start_daemon(
     directory: Path, *, data_dir: Path | None = None, environment: Mapping[str, str] | None = None,
-    **settings: Mapping[str, object],
+    program: Path = ROOT, **settings: Mapping[str, object],
 ) -> Daemon:  # fmt: skip
     """Start a daemon and wait until it says that it is ready. `settings` are sections of its
-    configuration; the ports are free ones unless a section `surfaces` says otherwise."""
+    configuration; the ports are free ones unless a section `surfaces` says otherwise. `program` is
+    the folder of the packages."""
     data_dir = data_dir or directory / "data"
     directory.mkdir(parents=True, exist_ok=True)
     _let_jobs_pass(directory)
@@ -136,7 +138,7 @@ def start_daemon(
         ports = {name: int(str(merged[f"surfaces.{name}"]["port"])) for name in ports}
         config = directory / "swarmd.toml"
         config.write_text(_toml(merged))
-        daemon = _launch(data_dir, config, ports, environment or {})
+        daemon = _launch(data_dir, config, ports, environment or {}, program)
         daemon.address = _bound(merged)
         deadline = time.monotonic() + READY_TIMEOUT_S
         while time.monotonic() < deadline:
@@ -202,15 +204,16 @@ def _let_jobs_pass(directory: Path) -> None:
 
 
 def _launch(
-    data_dir: Path, config: Path, ports: dict[str, int], environment: Mapping[str, str]
-) -> Daemon:
+    data_dir: Path, config: Path, ports: dict[str, int], environment: Mapping[str, str],
+    program: Path,
+) -> Daemon:  # fmt: skip
     stderr_path = config.with_suffix(".stderr")
     kept = {k: v for k, v in os.environ.items() if not k.startswith("SWARMD_") and k != "ADMIN_KEY"}
     process = subprocess.Popen(
         [sys.executable, "-m", "swarmd", "up",
          "--data-dir", str(data_dir), "--config", str(config)],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE,
-        env={**kept, **environment}, start_new_session=True, cwd=Path(__file__).parents[1],
+        env={**kept, **environment}, start_new_session=True, cwd=program,
     )  # fmt: skip
     ready = threading.Event()
 

@@ -14,7 +14,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from swarmd.state.rules.nodes import VERSION_KEY
+from swarmd.state.versions import VERSION_KEY
 from tests.daemon import runner_pids
 from tests.swarms import Node, Swarm, until
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from swarmd.state.machine import dump_hash, read_place
-from tests.daemon import SURFACES, Daemon, Response, end_runner, free_ports, start_daemon
+from tests.daemon import ROOT, SURFACES, Daemon, Response, end_runner, free_ports, start_daemon
 
 T = TypeVar("T")
 WAIT_S = 20.0
@@ -40,6 +40,8 @@ class Node:
     folder: Path
     settings: Mapping[str, Any]
     _daemon: Daemon | None = None
+    program: Path = ROOT
+    """The folder of the packages that it runs from its next start on."""
 
     @property
     def daemon(self) -> Daemon:
@@ -70,7 +72,7 @@ class Node:
     def start(self) -> None:
         """Returns when it is ready: part of the swarm, which has a leader."""
         assert not self.up
-        self._daemon = start_daemon(self.folder, **self.settings)
+        self._daemon = start_daemon(self.folder, program=self.program, **self.settings)
 
     def kill(self) -> None:
         self.daemon.kill()
@@ -258,7 +260,8 @@ def _start_on_free_ports(
             first.start()
             for node in others:
                 node.settings = joining(node.settings, first)
-            swarm.start(*others)
+            if others:
+                swarm.start(*others)
             swarm.wait_whole()
             return
         except AssertionError as failure:

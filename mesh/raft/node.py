@@ -102,6 +102,10 @@ class RawNode:
     def tick(self) -> None:
         rules.tick(self.core)
 
+    def ticks_to_act(self) -> int:
+        """With which of the next ticks something is due, should nothing happen before."""
+        return max(1, rules.ticks_to_act(self.core))
+
     def step(self, message: Message) -> None:
         """Take a message of a peer, or an answer of this node's own threads."""
         if message.to != self.core.id:

@@ -55,6 +55,17 @@ def tick(core: Core) -> None:
         election.start(core)
 
 
+def ticks_to_act(core: Core) -> int:
+    if core.role is Role.LEADER:
+        return min(
+            core.config.heartbeat_tick - core.heartbeat_elapsed,
+            core.config.election_tick - core.election_elapsed,
+        )
+    if core.promotable:
+        return core.election_timeout - core.election_elapsed
+    return core.config.election_tick
+
+
 def _tick_leader(core: Core) -> None:
     core.heartbeat_elapsed += 1
     if core.election_elapsed >= core.config.election_tick:

@@ -6,6 +6,7 @@ come out of `take`. Its owner keeps the promises of `outputs`.
 
 from mesh.swim.core import Self, Swim
 from mesh.swim.errors import Dropped, NotUsable
+from mesh.swim.messages import INCARNATION_MAX
 from mesh.swim.outputs import (
     Change,
     Datagram,
@@ -26,6 +27,7 @@ from mesh.swim.rtt import RttStats
 from mesh.swim.settings import LAN, LOCAL, PROFILES, WAN, Rng, Settings
 
 __all__ = [
+    "INCARNATION_MAX",
     "LAN",
     "LOCAL",
     "PROFILES",

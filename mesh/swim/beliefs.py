@@ -22,6 +22,7 @@ from mesh.swim.messages import (
     Left,
     Suspect,
     encode,
+    passed_on,
 )
 from mesh.swim.outputs import (
     Change,
@@ -221,7 +222,7 @@ class Beliefs:
 
     def _hear_of_self(self, now: float, words: Alive) -> None:
         me = self._roster.me
-        if words.incarnation < me.incarnation or words == me.words:
+        if words.incarnation < me.incarnation or passed_on(words, me.words):
             return
         later_life = words.incarnation >> BOOT_BITS > me.incarnation >> BOOT_BITS
         if later_life or words.incarnation == me.incarnation:
@@ -264,7 +265,8 @@ class Beliefs:
             self._become(now, member, State.ALIVE, change)
         elif msgspec.structs.replace(before, incarnation=words.incarnation) != words:
             self._outbox.tell(MemberChanged(Change.UPDATED, self._roster.view(member)))
-        if was > State.SUSPECT or before.name != words.name:
+        named_before = before.name, before.born
+        if was > State.SUSPECT or named_before != (words.name, words.born):
             self._look_for_namesakes(member)
         if was is State.DEAD:
             self.on_return(member)

@@ -173,7 +173,7 @@ class Swim:
 
     def update(
         self, now: float, *, tags: Mapping[str, str] | None = None, name: str | None = None,
-        addresses: tuple[str, ...] | None = None,
+        addresses: tuple[str, ...] | None = None, born: int | None = None,
     ) -> None:  # fmt: skip
         """Raises NotUsable, and then nothing has changed."""
         words = self._roster.me.words
@@ -183,6 +183,7 @@ class Swim:
             tags=words.tags if tags is None else dict(tags),
             name=words.name if name is None else name,
             addresses=words.addresses if addresses is None else addresses,
+            born=words.born if born is None else born,
         )
         check_alive(new)
         if msgspec.structs.replace(new, incarnation=words.incarnation) != words:
@@ -246,6 +247,10 @@ class Swim:
             return self.me
         member = self._roster.get(id)
         return None if member is None else self._roster.view(member)
+
+    def namesakes(self) -> dict[str, tuple[str, ...]]:
+        """Ids of the living that go by one name, where there are several: who keeps it first."""
+        return self._roster.shared_names()
 
     def rtt(self, id: str) -> RttStats | None:
         member = self._roster.get(id)

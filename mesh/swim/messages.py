@@ -1,7 +1,9 @@
 """What members tell each other: msgpack arrays behind one byte with the version of the protocol.
 
-Fields are only ever added at the end; a kind that is not known is passed over, so that two adjacent
-versions understand each other. Whatever else is not as it should be is dropped with its reason.
+Fields are only ever added at the end, a kind that is not known is passed over, and what is said is
+said in the older of the versions that the program knows: so two adjacent versions understand each
+other. Who passes words on leaves out the fields that it does not know. Whatever else is not as it
+should be is dropped with its reason.
 """
 
 from __future__ import annotations
@@ -15,6 +17,8 @@ from mesh.swim.errors import Dropped, NotUsable
 
 VERSION = 1
 VERSION_OLDEST = max(1, VERSION - 1)
+SPOKEN = VERSION_OLDEST
+"""In which this program speaks: whoever may live beside it understands that one."""
 
 ID_CHARS_MAX = 128
 NAME_CHARS_MAX = 128
@@ -222,6 +226,12 @@ def _decode_sync(body: bytes, bytes_max: int, decoder: msgspec.msgpack.Decoder[S
     if not VERSION_OLDEST <= sync.version <= VERSION:
         raise Dropped("version", f"version {sync.version} of the protocol, not {VERSION}")
     return sync
+
+
+def passed_on(heard: Alive, said: Alive) -> bool:
+    """Whether these are those words, less perhaps what a member of an older version left out."""
+    fields = msgspec.structs.fields(Alive)
+    return all(getattr(heard, f.name) in (getattr(said, f.name), f.default) for f in fields)
 
 
 def check_alive(words: Alive) -> bytes:

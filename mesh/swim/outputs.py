@@ -8,7 +8,7 @@ from typing import NamedTuple
 import msgspec
 
 from mesh.swim.broadcasts import Broadcasts
-from mesh.swim.messages import MESSAGES_MAX, PACK_BYTES, VERSION, pack
+from mesh.swim.messages import MESSAGES_MAX, PACK_BYTES, SPOKEN, pack
 from mesh.swim.roster import MemberView
 
 SockAddr = tuple[str, int] | tuple[str, int, int, int]
@@ -120,7 +120,7 @@ class Outbox:
         room = self._room - sum(map(len, messages))
         news = self._news.take(room, MESSAGES_MAX - len(messages), self.times_max)
         if messages or news:
-            payload = pack(VERSION, messages + news)
+            payload = pack(SPOKEN, messages + news)
             self._counts.datagrams += 1
             self._counts.bytes += len(payload)
             self._out.datagrams.append(Datagram(to, payload))

@@ -202,6 +202,14 @@ class Roster:
         """All living ones of its name, the one that keeps it first."""
         return sorted(self._named.get(member.words.name, ()), key=self._seniority)
 
+    def shared_names(self) -> dict[str, tuple[str, ...]]:
+        """Whoever goes by a name that others have too, the one that keeps it first."""
+        return {
+            name: tuple(sorted(ids, key=self._seniority))
+            for name, ids in self._named.items()
+            if len(ids) > 1
+        }
+
     def _seniority(self, id: str) -> tuple[int, str]:
         member = self.me if id == self.me.id else self._members[id]
         return member.words.born, id

@@ -10,7 +10,7 @@ import msgspec
 from mesh.swim.beliefs import Beliefs
 from mesh.swim.errors import Dropped
 from mesh.swim.messages import (
-    VERSION,
+    SPOKEN,
     Alive,
     Entry,
     Left,
@@ -36,14 +36,14 @@ class Syncing:
         self._rng = rng
 
     def ask(self, now: float) -> bytes:
-        return encode_sync(SyncAsk(VERSION, self._entries(now, {})))
+        return encode_sync(SyncAsk(SPOKEN, self._entries(now, {})))
 
     def answer(self, now: float, peer: str, body: bytes) -> bytes:
         """Raises Dropped."""
         asked = decode_ask(body, self._bytes_max)
         self._merge(now, peer, asked.entries)
         known = {entry.words.id: (entry.words.incarnation, entry.state) for entry in asked.entries}
-        return encode_sync(SyncAnswer(VERSION, self._entries(now, known)))
+        return encode_sync(SyncAnswer(SPOKEN, self._entries(now, known)))
 
     def merge(self, now: float, peer: str, body: bytes) -> None:
         """Raises Dropped."""

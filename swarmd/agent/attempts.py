@@ -146,6 +146,9 @@ class Attempts:
                 by_more.setdefault(more_s, []).append(attempt_id)
         return by_more
 
+    def begun(self) -> bool:
+        return len(self._held) > len(self._waiting)
+
     def ordering(self) -> bool:
         return any(held.running and not held.ordered for held in self._held.values())
 
@@ -243,14 +246,15 @@ class Attempts:
                 self._report_end(attempt_id, AttemptStatus.LOST, gone)
             else:
                 self._waiting.append(attempt_id)
-        stale = [i for i in standings if i not in by_id]
+        # The ends of others that came to theirs were told before, and are acknowledged when heard.
+        stale = [i for i, s in standings.items() if i not in by_id and s.status != "ended"]
         for attempt_id in stale:
             log.warning("an attempt that is no longer ours is stopped",
                         extra={"attempt_id": attempt_id})  # fmt: skip
         if stale:
             await self._runner.stop(stale, grace_s=0)
         if by_id or standings:
-            running = len(standings) - len(stale)
+            running = sum(i in standings for i in by_id)
             log.info("attempts taken back", extra={"running": running})
 
     def _repin(self, held: _Held) -> None:

@@ -33,6 +33,7 @@ class Directories:
         self._spares_dir = root / "spare"
         self._spares: list[Path] = []
         self._untidy: list[Path] = []
+        self._some_untidy = trio.Event()
         self._much_untidy = trio.Event()
 
     def spare(self) -> Path | None:
@@ -42,6 +43,7 @@ class Directories:
     def ended(self, directory: Path) -> None:
         """Its attempt has ended, and the swarm knows how."""
         self._untidy.append(directory)
+        self._some_untidy.set()
         if len(self._untidy) >= TIDY_AT_ONCE:
             self._much_untidy.set()
 
@@ -54,13 +56,15 @@ class Directories:
                 await self._forget_logs()
             if self._untidy:
                 directories, self._untidy = self._untidy, []
-                self._much_untidy = trio.Event()
+                self._some_untidy, self._much_untidy = trio.Event(), trio.Event()
                 room = SPARES_MAX - len(self._spares)
                 self._spares += await trio.to_thread.run_sync(
                     tidy, directories, self._spares_dir, room
                 )
-            with trio.move_on_after(TIDY_EVERY_S):
-                await self._much_untidy.wait()
+            with trio.move_on_at(next_look):
+                await self._some_untidy.wait()
+                with trio.move_on_after(TIDY_EVERY_S):
+                    await self._much_untidy.wait()
 
 
 def tidy(directories: Iterable[Path], spares: Path, room: int) -> list[Path]:

@@ -50,6 +50,9 @@ class Work(Protocol):
     def leased(self) -> Mapping[float, Sequence[AttemptId]]:
         """What the runner has, or is about to have, by how much longer than others it may run."""
 
+    def begun(self) -> bool:
+        """Whether there is anything that the runner has, or had and the swarm was not told of."""
+
     def ordering(self) -> bool:
         """Whether orders are on their way to the runner."""
 
@@ -215,9 +218,10 @@ class NodeLease:
         await self._ended.wait()
 
     async def hold(self) -> None:
-        """After `stop`: have the swarm wait for what runs here, for as long as it takes to start
-        the daemon again. Where it does not answer in time, the lease counts as it stands."""
-        if self._lease_s == math.inf or not self._work.leased():
+        """After `stop`: have the swarm wait for what runs here, or has ended and was not told of,
+        for as long as it takes to start the daemon again. Where it does not answer in time, the
+        lease counts as it stands."""
+        if self._lease_s == math.inf or not self._work.begun():
             return
         asked_ns = self._runner.boottime_ns()
         command = HoldAttempts(self._cluster.node.id, int(HOLD_S * 1000))

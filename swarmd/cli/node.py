@@ -25,6 +25,7 @@ STOP_TIMEOUT_S = 10.0
 @options.data_dir
 @click.option("--join", multiple=True, metavar="HOST[:8473]", help="Join the swarm of that node.")
 @click.option("--token", metavar="T", help="The join token of that swarm.")
+@click.option("--discover", is_flag=True, help="Find the others of the swarm by multicast.")
 @options.config_file
 def up(
     name: str | None,
@@ -33,21 +34,26 @@ def up(
     data_dir: Path | None,
     join: tuple[str, ...],
     token: str | None,
+    discover: bool,
     config_file: Path | None,
 ) -> int:
     """Run one node in the foreground.
 
     It is ready with a line on stderr that has every URL. With --join and --token a new node becomes
     part of that swarm (`swarmd token` there prints one); one that is part of a swarm already needs
-    neither any more. SIGTERM and Ctrl-C stop
-    it within 5 s and leave its jobs running; the next `swarmd up` takes them back.
+    neither any more. With --discover in place of --join it asks the local network where that swarm
+    is; members that have it too answer.
+
+    SIGTERM and Ctrl-C stop it within 5 s and leave its jobs running; the next `swarmd up` takes
+    them back.
     """
     from swarmd import logs
     from swarmd.config_sources import load
     from swarmd.paths import make_data_dir
 
     flags = {"node.name": name, "node.bind": bind, "node.advertise": advertise,
-             "node.data_dir": data_dir, "mesh.join": join, "mesh.token": token}  # fmt: skip
+             "node.data_dir": data_dir, "mesh.join": join, "mesh.token": token,
+             "mesh.discover": discover or None}  # fmt: skip
     config = load(os.environ, flags, file=config_file)
     make_data_dir(config.node.data_dir)
     logs.set_up(config.log.level, config.log.format)

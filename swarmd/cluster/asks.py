@@ -98,6 +98,20 @@ class RemoveMember(Ask[MemberRemoved], frozen=True):
     """Only say whether it would be refused."""
 
 
+class TakePlace(Ask[None], frozen=True):
+    """Have a host that was set up anew be what it was, by name: its old self is removed, where that
+    is gone and was at the same place. For the node that leads. NotFound: no member has this id.
+    Conflict: it is alive, or was elsewhere, or the log would be left without a quorum. Unavailable:
+    that is not certain yet."""
+
+    node_id: NodeId
+    """Who has the name."""
+    mesh: tuple[str, ...]
+    """Where the newcomer is reached, as it says."""
+    source: str = ""
+    """Where it asks from, `host:port`, as the wires say; "" where they do not."""
+
+
 class MemberPromoted(msgspec.Struct, frozen=True):
     name: str
     voters: int
@@ -160,6 +174,7 @@ AnyAsk = (
     | ReadLogView
     | HandOver
     | RemoveMember
+    | TakePlace
     | PromoteMember
     | ReadRing
     | RotateKeyring
@@ -176,6 +191,7 @@ ANSWERS: dict[type[Any], Any] = {
     ReadLogView: LogView,
     HandOver: None,
     RemoveMember: MemberRemoved,
+    TakePlace: None,
     PromoteMember: MemberPromoted,
     ReadRing: RingView,
     RotateKeyring: Rotated,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, contextmanager
 from contextvars import ContextVar
 from enum import StrEnum
@@ -90,6 +90,15 @@ class PeerView(msgspec.Struct, frozen=True):
     rtt_ms: float | None = None
     state: str = "alive"
     """alive, suspect, dead or left."""
+
+
+class Doubles(msgspec.Struct, frozen=True):
+    """Whoever should not be there twice, as gossip hears it."""
+
+    names: Mapping[str, tuple[tuple[NodeId, str], ...]] = {}
+    """Names that several living nodes go by: ids and addresses, the one that keeps it first."""
+    me: tuple[str, ...] = ()
+    """Where another process runs under this node's own id."""
 
 
 _local_reads: ContextVar[bool] = ContextVar("local_reads", default=False)
@@ -253,6 +262,9 @@ class Cluster(Protocol):
     def peer(self, node_id: NodeId) -> PeerView:
         """How a member stands, as far as this node knows."""
 
+    def doubles(self) -> Doubles:
+        """Nodes that share a name or an id with another, as far as this node knows."""
+
     def log_view(self) -> LogView:
         """Where the log stands."""
 
@@ -282,3 +294,7 @@ class Hosted(Cluster, Protocol):
     """The swarm knows this node as it is."""
     removed: trio.Event
     """The swarm takes no word of this node any more."""
+
+    @property
+    def acquainted(self) -> Collection[NodeId]:
+        """Nodes of the swarm that it knows, from an earlier start too."""

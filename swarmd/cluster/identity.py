@@ -68,6 +68,11 @@ def prepare(
                 " --token or SWARMD_MESH_TOKEN here"
             )
         return Start(identity, Grounds(token.pin, token.secret))
+    if token is not None and alone:
+        raise Invalid(
+            "a token is for joining, and there is no node to join at: give --join with the address"
+            " of a member, or --discover; for a swarm of its own, leave the token away"
+        )
     if not alone:
         raise Unavailable(
             "this node is of a swarm with others and has no certificate of it: put its identity"

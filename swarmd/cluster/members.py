@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,13 +15,14 @@ from mesh.consensus import Consensus
 from mesh.identity.files import Identity
 from mesh.keyring import encode_keyring
 from mesh.raft import Change, ChangeKind, ConfChangeV2, ProposalDropped
-from mesh.wires import Refused, WireError, Wires
+from mesh.wires import Refused, WireError, Wires, applicant_of
+from swarmd.cluster.asks import TakePlace
 from swarmd.cluster.channels import wire_refusal
-from swarmd.cluster.handle import Leadership, LogView, Progress
+from swarmd.cluster.handle import Ask, Leadership, LogView, Progress
 from swarmd.cluster.numbers import raft_id_of
 from swarmd.cluster.trust import NONCE, Application, Trust
 from swarmd.domain.actors import SYSTEM, Actor
-from swarmd.domain.errors import BY_CODE, Conflict, SwarmError, Unauthorized, Unavailable
+from swarmd.domain.errors import BY_CODE, Conflict, NotFound, SwarmError, Unauthorized, Unavailable
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Node
 from swarmd.state.commands import Command, PutNode, PutWraps, RemoveNode, T
@@ -77,6 +79,8 @@ class Holder(Protocol):
 
     async def read(self, query: Query[T]) -> T: ...
 
+    async def ask(self, target: NodeId, request: Ask[T]) -> T: ...
+
     def now_ms(self) -> int: ...
 
     async def propose(self, command: Command[T], actor: Actor) -> T: ...
@@ -96,6 +100,7 @@ class Members:
         self._consensus = consensus
         self._wires = wires
         self.replicas_max = replicas_max
+        self._taking_in = trio.Lock()
 
     def view(self) -> LogView:
         status = self._consensus.status()
@@ -144,13 +149,11 @@ class Members:
             vouched = self._vouch(ask.node)
             if ask.replaces is not None:
                 await self._retire(ask.replaces, ask.node)
+            await self._make_room(peer, ask.node)
             raft_id = raft_id_of(ask.node.id)
             self._consensus.know({raft_id: ask.node.id})
             await holder.propose(PutNode(ask.node), Actor(ask.node.name, "mesh"))
-            replica = raft_id in self._everyone()
-            if not replica and len(self._everyone()) < self.replicas_max:
-                await self.change(learners=(ask.node.id,))
-                replica = True
+            replica = await self._take_in(ask.node.id)
         except SwarmError as refusal:
             raise wire_refusal(refusal) from None
         known = {**holder.members, holder.node.id: holder.node}
@@ -158,6 +161,17 @@ class Members:
             known = {n: node for n, node in known.items() if raft_id_of(n) in self._everyone()}
         members = tuple((node.id, node.mesh) for node in known.values())
         return msgspec.msgpack.encode(Joined(holder.cluster_id, members, *vouched, replica=replica))
+
+    async def _take_in(self, node_id: NodeId) -> bool:
+        """Whether it is to hold a replica. One after the other: two that ask at once shall not both
+        get the last place."""
+        async with self._taking_in:
+            if raft_id_of(node_id) in self._everyone():
+                return True
+            if len(self._everyone()) >= self.replicas_max:
+                return False
+            await self.change(learners=(node_id,))
+            return True
 
     async def _check_grounds(self, peer: str, application: Application, ask: JoinAsk) -> None:
         """Whoever may not come in learns nothing else, not even who leads."""
@@ -198,6 +212,17 @@ class Members:
         if self._wires.linked(old):
             raise Unavailable(f"{old} is still there")
         await self.remove(old)
+
+    async def _make_room(self, peer: str, newcomer: Node) -> None:
+        """One that is gone gives its name to who comes to its place; else this is refused. Where
+        two want it at once, the state has the last word."""
+        applicant = applicant_of(peer)
+        source = "" if applicant is None else applicant.address
+        for held in [*self._holder.members.values()]:
+            if held.name == newcomer.name and held.id != newcomer.id:
+                with suppress(NotFound):
+                    ask = TakePlace(held.id, newcomer.mesh, source)
+                    await self._holder.ask(self._holder.node.id, ask)
 
     async def remove(self, node_id: NodeId) -> None:
         """Out of the log first, then out of the state: nobody counts on it any more."""

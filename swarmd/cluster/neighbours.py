@@ -14,9 +14,9 @@ import trio
 from mesh.gossip import Gossip, open_gossip
 from mesh.identity.boxes import Entropy
 from mesh.sealing import Sealing
-from mesh.swim import Rng, RttStats, Self, Settings, State
+from mesh.swim import INCARNATION_MAX, MemberView, Rng, RttStats, Self, Settings, State
 from mesh.wires import NotAllowed, WireError, Wires
-from swarmd.cluster.handle import PeerView, Role
+from swarmd.cluster.handle import Doubles, PeerView, Role
 from swarmd.cluster.trust import Trust
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Node
@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 
 SESSION_BYTES = 16
 LOOK_EVERY_S = 5.0
+UNBORN_LOOK_S = 0.25
+UNBORN = INCARNATION_MAX
 LEAVE_S_MAX = 1.0
 SEEDS_MAX = 64
 STATES = {
@@ -49,6 +51,11 @@ class Neighbours:
 
     def __init__(self) -> None:
         self._gossip: Gossip | None = None
+        self._heard: tuple[str, ...] = ()
+
+    def heard(self, addresses: Iterable[str]) -> None:
+        """Members may answer there too; who is there is found out by asking."""
+        self._heard = tuple(addresses)[:SEEDS_MAX]
 
     def state(self, node_id: NodeId) -> str | None:
         """alive, suspect, dead or left; None: gossip does not know it, or not yet."""
@@ -67,6 +74,17 @@ class Neighbours:
     def health(self) -> int | None:
         """Of this node in its own eyes; 0 is well."""
         return self._gossip.health if self._gossip is not None else None
+
+    def doubles(self) -> Doubles:
+        """Names that several go by, and a second process with this node's id."""
+        gossip = self._gossip
+        if gossip is None:
+            return Doubles()
+        names = {
+            name: tuple((NodeId(id), _places(gossip.member(id))) for id in ids)
+            for name, ids in gossip.namesakes().items()
+        }
+        return Doubles(names, gossip.double)
 
     def drops(self) -> Mapping[str, int]:
         """Datagrams that were thrown away, by reason."""
@@ -88,14 +106,17 @@ class Neighbours:
             await trust.changed.wait()
         sealing = Sealing(node.id, entropy(SESSION_BYTES), trust.ring)
         tags = {"version": node.version, "machine": str(node.machine_version)}
-        me = Self(id=node.id, boot=settings.boot, name=node.name, addresses=node.mesh, tags=tags)
+        me = Self(
+            id=node.id, boot=settings.boot, name=node.name, addresses=node.mesh, tags=tags,
+            born=_born(members(), node.id),
+        )  # fmt: skip
         async with open_gossip(
             settings.profile, me, wires, sealing, binds=settings.binds, rng=rng,
             seeds=_addresses(members().values(), node.id),
         ) as gossip:  # fmt: skip
             self._gossip = gossip
             try:
-                await _follow(gossip, node.id, members, trust, sealing)
+                await self._follow(gossip, node.id, members, trust, sealing)
             finally:
                 self._gossip = None
 
@@ -104,33 +125,48 @@ class Neighbours:
         if self._gossip is not None:
             await self._gossip.leave(LEAVE_S_MAX)
 
+    async def _follow(
+        self,
+        gossip: Gossip,
+        me: NodeId,
+        members: Callable[[], Mapping[NodeId, Node]],
+        trust: Trust,
+        sealing: Sealing,
+    ) -> None:
+        """Keys that change, nodes that are removed, and where the others live."""
+        removed: frozenset[NodeId] = frozenset()
+        told: tuple[str, ...] = ()
+        born = gossip.me.born
+        while True:
+            changed = trust.changed
+            if born == UNBORN and (born := _born(members(), me)) != UNBORN:
+                gossip.be_born(born)
+            if trust.ring is not None:
+                sealing.use(trust.ring)
+            for node_id in sorted(trust.known.gone - removed):
+                gossip.remove(node_id)
+            removed = trust.known.gone
+            known = _addresses(members().values(), me)
+            addresses = tuple(dict.fromkeys((*known, *self._heard)))[:SEEDS_MAX]
+            if addresses != told:
+                told = addresses
+                try:
+                    gossip.seed(addresses)
+                except (WireError, NotAllowed) as error:
+                    log.warning("addresses of members are not usable", extra={"reason": str(error)})
+            with trio.move_on_after(LOOK_EVERY_S if born != UNBORN else UNBORN_LOOK_S):
+                await changed.wait()
 
-async def _follow(
-    gossip: Gossip,
-    me: NodeId,
-    members: Callable[[], Mapping[NodeId, Node]],
-    trust: Trust,
-    sealing: Sealing,
-) -> None:
-    """Keys that change, nodes that are removed, and where the others live."""
-    removed: frozenset[NodeId] = frozenset()
-    told: tuple[str, ...] = ()
-    while True:
-        changed = trust.changed
-        if trust.ring is not None:
-            sealing.use(trust.ring)
-        for node_id in sorted(trust.known.gone - removed):
-            gossip.remove(node_id)
-        removed = trust.known.gone
-        addresses = _addresses(members().values(), me)
-        if addresses != told:
-            told = addresses
-            try:
-                gossip.seed(addresses)
-            except (WireError, NotAllowed) as error:
-                log.warning("addresses of members are not usable", extra={"reason": str(error)})
-        with trio.move_on_after(LOOK_EVERY_S):
-            await changed.wait()
+
+def _born(members: Mapping[NodeId, Node], me: NodeId) -> int:
+    """When this node was taken into the swarm, by the state, which says the same everywhere. Before
+    it says so here this node is the youngest of all: its name is another's until then."""
+    known = members.get(me)
+    return UNBORN if known is None else known.born
+
+
+def _places(member: MemberView | None) -> str:
+    return "" if member is None else ", ".join(member.addresses)
 
 
 def _addresses(nodes: Iterable[Node], me: NodeId) -> tuple[str, ...]:

@@ -5,11 +5,12 @@ What it sees is that whoever answers shuts it out, time after time, and nobody l
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection
 from typing import Protocol
 
 import trio
 
+from mesh.timing import beat
 from mesh.wires import WireError, Wires
 from swarmd.cluster.replica import PING
 from swarmd.domain.jobs import NodeId
@@ -29,15 +30,16 @@ class Noticing(Protocol):
     removed: trio.Event
 
     @property
-    def members(self) -> Mapping[NodeId, Node]: ...
+    def acquainted(self) -> Collection[NodeId]:
+        """Nodes of the swarm that it knows, from an earlier start too."""
 
 
 async def notice_removal(cluster: Noticing, wires: Wires) -> None:
     """Until it is cancelled, or the node is out."""
     rounds = 0
     while rounds < ROUNDS:
-        await trio.sleep(LOOK_EVERY_S)
-        others = [n for n in cluster.members if n != cluster.node.id]
+        await beat(LOOK_EVERY_S)
+        others = [n for n in cluster.acquainted if n != cluster.node.id]
         if any(map(wires.linked, others)):
             rounds = 0
             continue

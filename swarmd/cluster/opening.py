@@ -15,7 +15,7 @@ import trio
 
 from mesh.consensus import Consensus, core_config
 from mesh.raft import ConfState, HardState, RawNode, Snapshot, SnapshotMeta
-from mesh.timing import Rng, Timing
+from mesh.timing import Rng, Timing, beat
 from mesh.wal import RaftLog, find_put_back
 from mesh.wal_errors import LogBusy
 from mesh.wires import WireError, Wires
@@ -340,7 +340,7 @@ async def _compare(replica: Replica, wires: Wires, seeds: tuple[str, ...]) -> No
 async def _compact(raft_log: RaftLog, store: StateStore, settings: OpeningSettings) -> None:
     """Let go of entries that the state holds durably and that no member is likely to ask for."""
     while True:
-        await trio.sleep(settings.compact_look_s)
+        await beat(settings.compact_look_s)
         place = store.place
         upto = place.index - settings.log_entries_kept
         if upto - raft_log.first_index() < settings.compact_every or place.conf is None:

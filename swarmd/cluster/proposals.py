@@ -21,10 +21,11 @@ from swarmd.cluster.handle import Leadership
 from swarmd.domain.actors import Actor
 from swarmd.domain.errors import Busy, Conflict, SwarmError, TooLarge, Unavailable
 from swarmd.domain.jobs import ENTRY_BYTES_MAX, NodeId
-from swarmd.state.commands import SINCE, Command, Request, RequestId
+from swarmd.state.commands import Command, Request, RequestId
 from swarmd.state.machine import Applied
 from swarmd.state.requests import outcome_of
 from swarmd.state.store import encode_request
+from swarmd.state.versions import needs
 
 log = logging.getLogger(__name__)
 
@@ -140,10 +141,10 @@ class Proposals:
         leadership = self._entering.leadership()
         if term is not None and (leadership.leader, leadership.term) != (self._me, term):
             raise Conflict("proposed by a leader of another term", term=term)
-        if SINCE[type(command)] > self._entering.cluster_version():
+        if (needed := needs(command)) > self._entering.cluster_version():
             raise Unavailable(
                 "not every node can do this yet: the swarm is being upgraded",
-                needs_version=SINCE[type(command)],
+                needs_version=needed,
             )
         if len(self._pending) >= self._settings.in_flight_max:
             raise Busy("too many writes are under way on this node; try again shortly")

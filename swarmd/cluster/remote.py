@@ -7,7 +7,7 @@ answered; what it reads is vouched for as on any node; what it is told of events
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -31,6 +31,7 @@ from swarmd.cluster.handle import (
     BlobPort,
     Channel,
     ChannelAnswer,
+    Doubles,
     Leader,
     Leadership,
     LogView,
@@ -99,8 +100,6 @@ class Remote:
         self.trust: Trust | None = None
         """None where the wires prove nothing: in a simulated swarm."""
         self.introduced = trio.Event()
-        self.removed = trio.Event()
-        """The swarm knows this node no more, and takes no word of it."""
         """The swarm knows this node as it is."""
         self.removed = trio.Event()
         """The swarm takes no word of this node any more."""
@@ -243,6 +242,11 @@ class Remote:
         return self._attaching.members
 
     @property
+    def acquainted(self) -> Collection[NodeId]:
+        """One that comes back knows replicas alone, until one of them serves it."""
+        return {**self.members, **dict(self._attaching.known.replicas)}
+
+    @property
     def served_by(self) -> NodeId | None:
         session = self._attaching.session
         return None if session is None else session.peer
@@ -288,6 +292,9 @@ class Remote:
         if node_id == self.node.id:
             return PeerView(role, alive=True)
         return view_of(role, node_id, self.neighbours, self._wires)
+
+    def doubles(self) -> Doubles:
+        return self.neighbours.doubles()
 
     def log_view(self) -> LogView:
         """The replica's."""

@@ -20,6 +20,7 @@ import trio
 
 from mesh.consensus import Consensus
 from mesh.raft import ConfState, Entry, EntryKind, LogLost, Message, ProposalDropped, Snapshot
+from mesh.timing import beat
 from mesh.wal import RaftLog, write_patiently
 from mesh.wires import WireError, Wires
 from swarmd.cluster.asking import Asking
@@ -31,6 +32,7 @@ from swarmd.cluster.handle import (
     BlobPort,
     Channel,
     ChannelAnswer,
+    Doubles,
     Leader,
     Leadership,
     LogView,
@@ -65,8 +67,8 @@ from swarmd.state.queries import (
     ListNodes,
     Query,
 )
-from swarmd.state.rules.nodes import VERSION_KEY
 from swarmd.state.store import Slot, StateStore, encode_batch
+from swarmd.state.versions import VERSION_KEY
 
 log = logging.getLogger(__name__)
 
@@ -320,6 +322,13 @@ class Replica:
         needed = len(voters) // 2 + 1
         return f"this node sees {there} of {len(voters)} voters, {needed} are needed"
 
+    @property
+    def acquainted(self) -> Collection[NodeId]:
+        return self.members
+
+    def doubles(self) -> Doubles:
+        return self.neighbours.doubles()
+
     def log_view(self) -> LogView:
         return self._members.view()
 
@@ -473,7 +482,7 @@ class Replica:
                 if node_id != self.node.id and not self._wires.linked(node_id):
                     with suppress(WireError):
                         await self._wires.call(node_id, PING, b"", LINK_LOOK_S)
-            await trio.sleep(LINK_LOOK_S)
+            await beat(LINK_LOOK_S)
 
     async def _load_members(self) -> None:
         nodes = await self._store.read(ListNodes())

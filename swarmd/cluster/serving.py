@@ -104,6 +104,8 @@ class Serving:
         self._reads: dict[str, int] = {}
         self._pasts = trio.CapacityLimiter(PASTS_MAX)
         self._relays: dict[trio.CancelScope, NodeId] = {}
+        self._resting = trio.CancelScope()
+        """Until there is something to say, and somebody to say it to."""
 
     def serve(self) -> None:
         wires = self._wires
@@ -125,7 +127,9 @@ class Serving:
             if self._sessions:
                 self._note_changes()
                 self._tell_all(words.framed(self._beat()))
-            with trio.move_on_after(words.BEAT_S):
+            with trio.CancelScope() as self._resting:
+                if self._sessions:
+                    self._resting.deadline = trio.current_time() + words.BEAT_S
                 await self._replica.leadership_changed(seen)
 
     def deliver(self, outcomes: Sequence[Applied], index: int) -> None:
@@ -240,6 +244,8 @@ class Serving:
             self._forget(older, origin)
             older.end("a newer session took its place")
         self._note_changes()
+        if not self._sessions:
+            self._resting.cancel()
         self._sessions[session.peer] = self._by_origin[origin] = session
         session.since = self._replica.event_seq
         session.want(opening.wanted, ())

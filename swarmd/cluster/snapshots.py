@@ -19,6 +19,7 @@ from mesh.raft import ConfState, Message, Snapshot, SnapshotMeta, SnapshotTempor
 from mesh.wires import ByteStream, Refused, WireError, Wires
 from swarmd.domain.errors import SwarmError
 from swarmd.state.store import SnapshotFile, StateStore
+from swarmd.state.versions import Outdated
 
 log = logging.getLogger(__name__)
 
@@ -164,6 +165,10 @@ class Snapshots:
         self._receiving = True
         try:
             await self._take(offer, stream)
+        except Outdated as error:
+            # It is what this node lacks, and there is no other: it is not to go on.
+            self._nursery.start_soon(_end_with, error)
+            raise Refused("failed", str(error)) from error
         except (SwarmError, OSError, trio.TooSlowError) as error:
             raise Refused("failed", str(error)) from error
         finally:
@@ -205,6 +210,10 @@ class Snapshots:
         file = self._received.pop(content.sha256)
         self._taken = file.path
         return file
+
+
+async def _end_with(error: SwarmError) -> None:
+    raise error
 
 
 async def _exactly(stream: ByteStream, size: int) -> bytes:

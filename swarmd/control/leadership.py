@@ -7,7 +7,14 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from swarmd.cluster.asks import Beat, ListBeats, PromoteMember, RemoveMember, RenewLease
+from swarmd.cluster.asks import (
+    Beat,
+    ListBeats,
+    PromoteMember,
+    RemoveMember,
+    RenewLease,
+    TakePlace,
+)
 from swarmd.cluster.handle import Cluster, Leadership, read_locally
 from swarmd.control import clocks, members, upkeep
 from swarmd.control.leases import Leases, give_away
@@ -43,12 +50,13 @@ async def _lead(
     voter_settings: members.VoterSettings,
 ) -> None:  # fmt: skip
     presence, leases = Presence(cluster), Leases(cluster, standing.term)
-    removal = Removal(cluster)
+    removal = Removal(cluster, leases.silent)
     stops = [
         cluster.answers(RenewLease, leases.renew),
         cluster.answers(Beat, presence.beat),
         cluster.answers(ListBeats, presence.list_beats),
         cluster.answers(RemoveMember, removal.remove),
+        cluster.answers(TakePlace, removal.take_place),
         cluster.answers(PromoteMember, removal.promote),
     ]
     term = standing.term

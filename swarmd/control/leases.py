@@ -45,7 +45,7 @@ HOLD_SLACK_S = 1.0
 """A node counts its hold from when it asked for it, too."""
 PRESENT_S = 2.5
 """New work goes only to nodes that asked since: two askings may have been lost."""
-GATHER_S = 0.25
+GATHER_S = 0.5
 """Those who ask within it share the quorum's word, but for one that has no lease."""
 CONFIRM_S_MAX = 1.0
 LOOK_EVERY_S = 0.5
@@ -62,6 +62,8 @@ class Leases:
         self._term = term
         self._began = trio.current_time()
         self._heard: dict[NodeId, float] = {}
+        self._doubted: dict[NodeId, float] = {}
+        """Who was not heard of in this term, and since when somebody wants to know."""
         self._holds: dict[tuple[NodeId, int], float] = {}
         """When each was first seen."""
         self._busy: tuple[NodeId, ...] | None = None
@@ -118,6 +120,15 @@ class Leases:
         heard = self._heard.get(node_id)
         return heard is not None and trio.current_time() - heard < PRESENT_S
 
+    def silent(self, node_id: NodeId) -> bool:
+        """Whether its last ordinary lease is surely over. One that was never heard of may be new:
+        it has as long to be heard, from the first asking on."""
+        now = trio.current_time()
+        doubted = now
+        if node_id not in self._heard:
+            doubted = self._doubted.setdefault(node_id, now) + GIVE_AWAY_S
+        return now >= max(doubted, self._end(node_id))
+
     def ends(self, node_id: NodeId, holds: Mapping[NodeId, Hold]) -> float:
         """From when on nothing runs there by an ordinary lease, in Trio's time."""
         end, hold = self._end(node_id), holds.get(node_id)
@@ -158,6 +169,8 @@ class Leases:
         }
         for node_id in self._heard.keys() - {*self._cluster.members, *view.busy}:
             del self._heard[node_id]
+        for node_id in self._doubted.keys() - self._cluster.members.keys():
+            del self._doubted[node_id]
         ends = {node_id: self.ends(node_id, holds) for node_id in view.busy}
         over = {n: await self._cluster.read(ListDuties(n)) for n, end in ends.items() if end <= now}
         # Who asked meanwhile keeps what it has.

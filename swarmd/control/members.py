@@ -21,7 +21,7 @@ from swarmd.state.queries import ListNodes
 
 log = logging.getLogger(__name__)
 
-LOOK_EVERY_S = 0.25
+LOOK_EVERY_S = 0.5
 VERSIONS_EVERY_S = 5.0
 
 
@@ -137,14 +137,19 @@ async def keep_members(cluster: Cluster, settings: VoterSettings) -> None:
 
 
 async def raise_version(cluster: Cluster, term: int) -> None:
-    """Once every replica can apply a newer version of the machine, it does so from then on."""
+    """Once every replica can apply a newer version of the machine, it does so from then on. A node
+    without a replica that is there counts as well: it has to understand what happens. One that is
+    away, and comes back with a program that is too old, is refused."""
     while True:
         view = cluster.log_view()
         replicas = {*view.voters, *view.learners}
         nodes = await cluster.read(ListNodes((NodeKind.MEMBER,)))
         known = [n.machine_version for n in nodes if n.id in replicas]
+        others = [
+            n.machine_version for n in nodes if n.id not in replicas and cluster.peer(n.id).alive
+        ]
         if len(known) == len(replicas):
-            version = min(*known, VERSION)
+            version = min(*known, *others, VERSION)
             if version > cluster.cluster_version():
                 await cluster.propose(RaiseVersion(version, term), SYSTEM)
                 log.info("the machine's version was raised", extra={"version": version})

@@ -1,5 +1,5 @@
-"""Removal and promotion: what operators ask of the leader about members. Refused before anything is
-changed where the log would be left without a quorum.
+"""Removal and promotion: what operators ask of the leader about members, and what a host asks that
+was set up anew. Refused before anything is changed where the log would be left without a quorum.
 
 What a removed node holds is not touched here: it gets no lease any more, and once its last is over
 the leases give its work away, as of any other that fell silent.
@@ -8,13 +8,20 @@ the leases give its work away, as of any other that fell silent.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from ipaddress import IPv6Address, ip_address
 
-from swarmd.cluster.asks import MemberPromoted, MemberRemoved, PromoteMember, RemoveMember
+from swarmd.cluster.asks import (
+    MemberPromoted,
+    MemberRemoved,
+    PromoteMember,
+    RemoveMember,
+    TakePlace,
+)
 from swarmd.cluster.handle import Cluster, LogView, local_reads
 from swarmd.cluster.numbers import raft_id_of
 from swarmd.domain.actors import Actor
-from swarmd.domain.errors import Conflict, NotFound
+from swarmd.domain.errors import Conflict, NotFound, Unavailable
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Node, NodeKind
 from swarmd.state.commands import RemoveNode
@@ -31,8 +38,10 @@ STEP = 100
 class Removal:
     """Of one term of leadership."""
 
-    def __init__(self, cluster: Cluster) -> None:
+    def __init__(self, cluster: Cluster, silent: Callable[[NodeId], bool]) -> None:
         self._cluster = cluster
+        self._silent = silent
+        """Whether a node's last lease is over."""
 
     async def remove(self, ask: RemoveMember) -> MemberRemoved:
         node, nodes = await self._find(ask.node_id)
@@ -42,19 +51,22 @@ class Removal:
             self._check_gone(node)
         if ask.dry:
             return MemberRemoved(node.name, len(view.voters))
-        next_voter = successor(view, node.id)
         if node.id == self._cluster.node.id:
             # Somebody else has to do it: who is no member leads nobody.
-            if next_voter is not None:
+            if (next_voter := successor(view, node.id)) is not None:
                 await self._cluster.change_members(voters=(next_voter,))
             await self._cluster.hand_over()
             return MemberRemoved(node.name, len(view.voters), handed_over=True)
-        voters = () if next_voter is None else (next_voter,)
-        if node.id in (*view.voters, *view.learners):
-            await self._cluster.change_members(voters=voters, removed=(node.id,))
-        await self._forget(node.id, ask.actor)
-        log.warning("a node was removed", extra={"node_id": node.id, "node": node.name})
+        await self._take_out(node, view, ask.actor)
         return MemberRemoved(node.name, len(self._cluster.log_view().voters))
+
+    async def take_place(self, ask: TakePlace) -> None:
+        node, nodes = await self._find(ask.node_id)
+        state = self._cluster.peer(node.id).state
+        check_succession(node, state, self._silent(node.id), ask.mesh, ask.source)
+        view = self._cluster.log_view()
+        check_removal(view, node.id, self._reached(), _names(nodes))
+        await self._take_out(node, view, Actor(node.name, "mesh"))
 
     async def promote(self, ask: PromoteMember) -> MemberPromoted:
         node, _ = await self._find(ask.node_id)
@@ -82,10 +94,16 @@ class Removal:
                 node=node.name,
             )
 
-    async def _forget(self, node_id: NodeId, actor: Actor) -> None:
-        command = RemoveNode(node_id, raft_id_of(node_id), STEP)
+    async def _take_out(self, node: Node, view: LogView, actor: Actor) -> None:
+        """Out of the log first, then out of the state: nobody counts on it any more."""
+        next_voter = successor(view, node.id)
+        voters = () if next_voter is None else (next_voter,)
+        if node.id in (*view.voters, *view.learners):
+            await self._cluster.change_members(voters=voters, removed=(node.id,))
+        command = RemoveNode(node.id, raft_id_of(node.id), STEP)
         while await self._cluster.propose(command, actor):
             pass
+        log.warning("a node was removed", extra={"node_id": node.id, "node": node.name})
 
 
 def successor(view: LogView, leaving: NodeId) -> NodeId | None:
@@ -125,6 +143,58 @@ def check_removal(
             " remove them first if they are gone for good",
             voters=len(left), there=there, needed=needed,
         )  # fmt: skip
+
+
+def check_succession(
+    node: Node, state: str, silent: bool, mesh: Collection[str], source: str
+) -> None:
+    """Whether a newcomer takes the place of the node that has the name it wants. Conflict: that one
+    is alive, or was somewhere else: it may be a host that is only down, and this one a copy of it.
+    Unavailable: ask again."""
+    where = ", ".join(node.mesh) or "an unknown place"
+    if state == "alive":
+        raise Conflict(
+            f"another node is called {node.name}; give this one a name of its own (--name,"
+            f" node.name). That one is alive, at {where}; `swarmd leave` there frees the name",
+            name=node.name, node_id=node.id,
+        )  # fmt: skip
+    if not _same_place(node.mesh, mesh, source):
+        raise Conflict(
+            f"another node is called {node.name}; give this one a name of its own (--name,"
+            f" node.name). That one was at {where} and is not there at present; this one is at"
+            f" {', '.join(mesh) or 'an unknown place'}{_asking_from(source)}. If that one is gone"
+            f" for good, `swarmd remove {node.name}` on a member frees the name",
+            name=node.name, node_id=node.id,
+        )  # fmt: skip
+    if state == "suspect" or not silent:
+        raise Unavailable(
+            f"a node that was called {node.name} and was at the same place is not known to be gone"
+            " yet; it is looked for, and this one is taken in in its place as soon as it is"
+        )
+
+
+def _same_place(before: Collection[str], now: Collection[str], source: str) -> bool:
+    """Who listens at an address says that nobody else does; and asks from there too, or its
+    configuration is another host's."""
+    asks_from = _number(source)
+    return any(
+        address in now and (asks_from is None or _number(address) in (None, asks_from))
+        for address in before
+    )
+
+
+def _number(address: str) -> object | None:
+    """The host of `host:port` where it is a number; None: it is a name, or nothing."""
+    host = address.rpartition(":")[0].strip("[]").partition("%")[0]
+    try:
+        number = ip_address(host)
+    except ValueError:
+        return None
+    return (number.ipv4_mapped or number) if isinstance(number, IPv6Address) else number
+
+
+def _asking_from(source: str) -> str:
+    return f", and asks from {source.rpartition(':')[0]}" if source else ""
 
 
 def check_promotion(view: LogView, node_id: NodeId, name: str) -> None:

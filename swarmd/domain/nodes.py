@@ -71,6 +71,8 @@ class Node(msgspec.Struct, frozen=True, omit_defaults=True):
     """X25519: what is sealed to it only this node opens."""
     tenant: str = "default"
     namespace: str = "default"
+    born: int = 0
+    """The entry of the log that took it in: of two with one name the older keeps it."""
     revision: int = 0
 
 

@@ -38,6 +38,7 @@ from swarmd.drivers.frames import (
     batches_of,
     boottime_ns,
 )  # fmt: skip
+from swarmd.drivers.talking import Connection, Lost
 
 log = logging.getLogger(__name__)
 
@@ -54,69 +55,15 @@ class RunnerSettings(msgspec.Struct, frozen=True):
     """How long a runner without a daemon and without attempts stays."""
     events_max: int = 4096
     """Events that wait here to be taken; the runner keeps the rest."""
+    replace_look_s: float = 2.0
+    """How often a runner of another version is asked whether it holds anything yet. Once it holds
+    nothing, one of ours takes its place."""
     start_timeout_s: float = 15.0
     request_timeout_s: float = 30.0
 
 
-class _Lost(Exception):
-    """The connection went away under a request; all requests may be repeated."""
-
-
 _Frames = list[Frame]
 _Ids = list[int]
-
-
-class _Reply:
-    def __init__(self) -> None:
-        self.frames: list[Frame] = []
-        self.done = trio.Event()
-
-
-class _Connection:
-    """One connection, from hello to its loss."""
-
-    def __init__(self, stream: trio.SocketStream, facts: RunnerFacts, rest: bytes) -> None:
-        self.stream = stream
-        self.facts = facts
-        self.rest = rest
-        self.replies: dict[int, _Reply] = {}
-        self.lost = False
-        self._out = bytearray()
-        self._wake = trio.Event()
-        self._seq = 0
-
-    def send(self, frame: dict[str, Any]) -> None:
-        self._out += msgspec.json.encode(frame) + b"\n"
-        self._wake.set()
-
-    async def request(self, frame: dict[str, Any]) -> list[Frame]:
-        if self.lost:
-            raise _Lost
-        self._seq += 1
-        seq, reply = self._seq, _Reply()
-        self.replies[seq] = reply
-        try:
-            self.send({**frame, "seq": seq})
-            await reply.done.wait()
-        finally:
-            self.replies.pop(seq, None)
-        if not reply.frames or reply.frames[-1].more:
-            raise _Lost
-        if reply.frames[-1].error is not None:
-            raise Invalid(f"the runner refused: {reply.frames[-1].error}")
-        return reply.frames
-
-    async def write(self) -> None:
-        while True:
-            await self._wake.wait()
-            self._wake = trio.Event()
-            data, self._out = self._out, bytearray()
-            await self.stream.send_all(data)
-
-    def lose(self) -> None:
-        self.lost = True
-        for reply in self.replies.values():
-            reply.done.set()
 
 
 class RunnerClient:
@@ -125,13 +72,19 @@ class RunnerClient:
     def __init__(self, data_dir: Path, settings: RunnerSettings) -> None:
         self._data_dir = data_dir.absolute()
         self._settings = settings
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._changed = trio.Event()
         self._events: deque[Event] = deque()
         self._arrived = trio.Event()
         self._taken = 0
         self._requests = trio.Semaphore(REQUESTS_MAX)
         self._quitting = False
+        self._starts = 0
+        """Requests to start attempts that are under way."""
+        self._replacing: trio.Event | None = None
+        """The runner may be about to end: nothing is to be started in it."""
+        self._replaced = 0
+        """The version of one that was told to end; should another of it come, it stays."""
 
     @property
     def facts(self) -> RunnerFacts:
@@ -143,10 +96,17 @@ class RunnerClient:
     async def start(self, orders: Sequence[AttemptOrder]) -> list[Refusal]:
         """Hand over attempts; an id that the runner knows is not started again. Answers those
         that it would not take. TooLarge: one order alone is over a frame's bound."""
+        batches = batches_of(orders)
         refused: list[Refusal] = []
-        for batch in batches_of(orders):
-            frames = await self._ask({"kind": "start", "orders": batch})
-            refused += frames[-1].refused
+        while self._replacing is not None:
+            await self._replacing.wait()
+        self._starts += 1
+        try:
+            for batch in batches:
+                frames = await self._ask({"kind": "start", "orders": batch})
+                refused += frames[-1].refused
+        finally:
+            self._starts -= 1
         return refused
 
     async def stop(self, ids: Sequence[int] | None, grace_s: float | None = None) -> list[int]:
@@ -184,7 +144,7 @@ class RunnerClient:
         if self._connection is None:
             return
         grace_ms = None if grace_s is None else int(grace_s * 1000)
-        with contextlib.suppress(_Lost):
+        with contextlib.suppress(Lost):
             await self._connection.request({"kind": "quit", "jobs": jobs, "grace_ms": grace_ms})
 
     async def gone(self) -> None:
@@ -234,7 +194,7 @@ class RunnerClient:
                     if connection is None:
                         await self._changed.wait()
                         continue
-                    with contextlib.suppress(_Lost):
+                    with contextlib.suppress(Lost):
                         return await connection.request(frame)
                     # The loss is dealt with by another task; come back when it has been.
                     if self._connection is connection:
@@ -268,14 +228,18 @@ class RunnerClient:
                 connection.lose()
                 self._set(None)
                 await trio.aclose_forcefully(connection.stream)
-            log.warning("the runner went away", extra={"runner_pid": connection.facts.pid})
+            went = {"runner_pid": connection.facts.pid}
+            if connection.replaced:
+                log.info("the runner of another version has ended", extra=went)
+            else:
+                log.warning("the runner went away", extra=went)
 
-    def _set(self, connection: _Connection | None) -> None:
+    def _set(self, connection: Connection | None) -> None:
         self._connection = connection
         changed, self._changed = self._changed, trio.Event()
         changed.set()
 
-    async def _connect(self) -> _Connection:
+    async def _connect(self) -> Connection:
         """To the runner that lives, else to one that is started for it."""
         with trio.move_on_after(self._settings.start_timeout_s):
             while True:
@@ -285,7 +249,7 @@ class RunnerClient:
                     await self._launch()
         raise Unavailable("no runner could be started in time; see runner.log")
 
-    async def _greet(self, stream: trio.SocketStream) -> _Connection:
+    async def _greet(self, stream: trio.SocketStream) -> Connection:
         try:
             # All that is not acknowledged comes again, so nothing that waits here is of use.
             self._events.clear()
@@ -310,7 +274,7 @@ class RunnerClient:
         log.info("runner connected", extra={"runner_pid": facts.pid, "tracking": facts.tracking})
         if facts.trouble:
             log.error("the runner is in trouble", extra={"trouble": facts.trouble})
-        return _Connection(stream, facts, rest)
+        return Connection(stream, facts, rest)
 
     async def _launch(self) -> None:
         """Start a runner; it detaches itself, and its first process tells whether one serves."""
@@ -327,19 +291,46 @@ class RunnerClient:
             words = (result.stderr or b"").decode("utf-8", "replace")[-500:].strip()
             raise Unavailable(f"the runner could not be started: {words or result.returncode}")
 
-    async def _converse(self, connection: _Connection) -> None:
+    async def _converse(self, connection: Connection) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._write, connection, nursery.cancel_scope)
+            if connection.facts.version != VERSION:
+                nursery.start_soon(self._replace, connection)
             await self._read(connection)
             nursery.cancel_scope.cancel()
 
-    async def _write(self, connection: _Connection, scope: trio.CancelScope) -> None:
+    async def _replace(self, connection: Connection) -> None:
+        """An upgrade left it here with its attempts: once they have ended, and their ends are safe,
+        it ends, and `_serve` starts another."""
+        version = connection.facts.version
+        facts = {"runner_pid": connection.facts.pid, "its_version": version}
+        if self._replaced == version:
+            log.warning(
+                "a runner of another version was started again; look at its unit", extra=facts
+            )
+            return
+        log.info("the runner is of another version; it is replaced once it is idle", extra=facts)
+        while True:
+            await trio.sleep(self._settings.replace_look_s)
+            if self._starts == 0:
+                self._replacing = trio.Event()
+                try:
+                    with contextlib.suppress(Lost, Invalid):
+                        if not (await connection.request({"kind": "list"}))[-1].attempts:
+                            connection.replaced, self._replaced = True, version
+                            await connection.request({"kind": "quit", "jobs": False})
+                            await trio.sleep_forever()
+                finally:
+                    self._replacing.set()
+                    self._replacing = None
+
+    async def _write(self, connection: Connection, scope: trio.CancelScope) -> None:
         try:
             await connection.write()
         except (OSError, trio.BrokenResourceError, trio.ClosedResourceError):
             scope.cancel()
 
-    async def _read(self, connection: _Connection) -> None:
+    async def _read(self, connection: Connection) -> None:
         data = connection.rest
         while True:
             *lines, data = data.split(b"\n")
@@ -358,7 +349,7 @@ class RunnerClient:
                 return
             data += more
 
-    def _take_in(self, connection: _Connection, frame: Frame) -> None:
+    def _take_in(self, connection: Connection, frame: Frame) -> None:
         if frame.kind == "events":
             self._events.extend(Started(*started) for started in frame.started)
             self._events.extend(frame.ended)

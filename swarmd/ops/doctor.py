@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from swarmd.cluster.asks import MeasureTrips, ReadLogView, ReadRing, Trip
-from swarmd.cluster.handle import Cluster, LogView, local_reads
+from swarmd.cluster.handle import Cluster, Doubles, LogView, local_reads
 from swarmd.domain.errors import SwarmError
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Node, NodeKind
@@ -162,6 +162,7 @@ async def examine(cluster: Cluster, data_dir: Path) -> Examination:
     findings = [
         *_voters(cluster, view, views, by_id),
         *_members(cluster, view, views, by_id),
+        *doubles(cluster.doubles(), cluster.node.id, by_id),
         *_ways(cluster, trips, back, by_id),
         *_versions(cluster, by_id),
         *certificate(_certificate_ends(cluster), cluster.clock_ms()),
@@ -301,6 +302,47 @@ def clock(name: str, ahead_ms: int | None) -> list[Finding]:
             ("have both hosts keep the time (chrony, systemd-timesyncd)",),
         )
     ]
+
+
+def doubles(
+    found: Doubles, me: NodeId, nodes: Mapping[NodeId, Node]
+) -> list[Finding]:  # fmt: skip
+    """Two with one name, or one id: a copied host, most likely."""
+    findings = []
+    for name, namesakes in sorted(found.names.items()):
+        (keeper, at), *others = namesakes
+        there = "; ".join(f"{_short(n)} at {a or 'an unknown place'}" for n, a in others)
+        todo = [f"give {_short(n)} a name of its own there (--name, node.name)" for n, _ in others]
+        if strangers := [_short(n) for n, _ in others if n not in nodes]:
+            todo.append(
+                f"{', '.join(strangers)}: no member by what this node knows; if it was removed, or"
+                " is of a swarm that was recovered apart, stop it"
+            )
+        findings.append(
+            Finding(
+                WARNING,
+                f"{len(namesakes)} nodes that are alive are called {name}: {_short(keeper)} at"
+                f" {at or 'an unknown place'}, the oldest, keeps the name; {there}",
+                tuple(todo),
+            )
+        )
+    if found.me:
+        findings.append(
+            Finding(
+                WRONG,
+                f"another process runs under the id of this node ({_short(me)}), at"
+                f" {', '.join(found.me)}: a copy of its data directory, most likely",
+                (
+                    "stop the copy at once: what two say under one id is trusted as one's word",
+                    "move its data directory away there, and let it join as a new node",
+                ),
+            )
+        )
+    return findings
+
+
+def _short(node_id: NodeId) -> str:
+    return node_id[:8]
 
 
 def _versions(cluster: Cluster, nodes: Mapping[NodeId, Node]) -> list[Finding]:

@@ -2,7 +2,9 @@
 
 The protocol is versioned by `hello`, and grows by fields and kinds only: a field that is not known
 is ignored, a kind that is not known is answered with an `error` frame, so that a daemon and a
-runner of neighbouring versions live together across an upgrade.
+runner of neighbouring versions live together across an upgrade. A daemon has a runner of another
+version end as soon as that holds nothing, and starts its own: a program that is to take the place
+of those that run has a new version, even where the frames are the same.
 
 To the runner (`seq` comes back in the reply):
   hello {version, credit, slots}    takes the place of the connection before; events begin;

@@ -384,3 +384,7 @@ VERSION = 2
 
 SINCE: dict[type[Any], int] = {**dict.fromkeys(ANSWERS, 1), LoseAttempts: 2, HoldAttempts: 2}
 """The version that brought each command: it is not proposed while an older one is in force."""
+
+FIELDS_SINCE: dict[type[Any], dict[str, int]] = {}
+"""The same of fields that came later than the command, or what is in it: those that differ from
+their default are not proposed before. An older program would leave them out."""

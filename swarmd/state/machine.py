@@ -18,6 +18,7 @@ from swarmd.state import commands as c
 from swarmd.state.requests import Requests
 from swarmd.state.rules import attempts, jobs, leases, nodes, removal, trust
 from swarmd.state.tx import Tx
+from swarmd.state.versions import check_known
 
 RULES: dict[type[Any], Callable[[Tx, Any], Any]] = {
     c.SubmitJobs: jobs.submit,
@@ -77,8 +78,10 @@ class Place(msgspec.Struct, frozen=True):
 class Machine:
     """Owned by the one thread that writes."""
 
-    def __init__(self, conn: sqlite3.Connection) -> None:
+    def __init__(self, conn: sqlite3.Connection, known: int = c.VERSION) -> None:
+        """`known` is the newest version that it applies."""
         self._conn = conn
+        self._known = known
         self._tx: Tx | None = None
         self._requests: Requests | None = None
         self.place = read_place(conn)
@@ -86,7 +89,8 @@ class Machine:
 
     def apply(self, entries: Sequence[c.Entry], upto: Place | None = None) -> list[Applied]:
         """Apply a batch in one transaction, with the place in the log inside it. An error of the
-        database rolls the whole batch back and is raised: nothing of it was acknowledged."""
+        database rolls the whole batch back and is raised: nothing of it was acknowledged. So does
+        Outdated: the others have gone on to a version that is not known here."""
         conn = self._conn
         if upto is None:
             upto = Place(entries[-1].index, entries[-1].term)
@@ -125,6 +129,8 @@ class Machine:
             return Applied(request, None, refusal, [])
         mark = tx.begin(entry)
         kind = type(command)
+        if kind is c.RaiseVersion:
+            check_known(command.version, self._known)  # type: ignore[union-attr]
         if kind in UNREFUSED:
             outcome = Applied(request, RULES[kind](tx, command), None, tx.keep())
         else:

@@ -1,10 +1,15 @@
-"""The tables of the state, as migrations that only ever add to the end of the list."""
+"""The tables of the state, as migrations that only ever add to the end of the list.
+
+A migration belongs to a version of the machine, and is made where that one comes into force: until
+then a program of the version before reads this state, and copies of it."""
 
 from __future__ import annotations
 
 import sqlite3
 
 from swarmd.domain.errors import Unavailable
+from swarmd.state.commands import VERSION
+from swarmd.state.versions import check_known, in_force_in
 
 _FIRST = """
 CREATE TABLE meta(key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -116,22 +121,32 @@ CREATE TABLE wraps(node_id TEXT PRIMARY KEY, box BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE tokens(hash BLOB PRIMARY KEY, ends_at INTEGER NOT NULL) WITHOUT ROWID;
 """
 
-MIGRATIONS: tuple[tuple[str, str], ...] = (
-    ("first", _FIRST),
-    ("requests", _REQUESTS),
-    ("spans", _SPANS),
-    ("gone", _GONE),
-    ("holds", _HOLDS),
-    ("trust", _TRUST),
+MIGRATIONS: tuple[tuple[str, int, str], ...] = (
+    ("first", 1, _FIRST),
+    ("requests", 1, _REQUESTS),
+    ("spans", 1, _SPANS),
+    ("gone", 1, _GONE),
+    ("holds", 1, _HOLDS),
+    ("trust", 1, _TRUST),
 )
+"""Each with its name and the version that it comes with."""
 
 
-def migrate(conn: sqlite3.Connection) -> None:
-    """Bring the file to this version's tables. Refused where a newer version wrote it."""
+def migrate(conn: sqlite3.Connection, known: int = VERSION) -> None:
+    """Bring the file to the tables of the version that is in force in it. Outdated: that is newer
+    than what this program knows."""
+    check_known(version := in_force_in(conn), known)
+    migrate_to(conn, version)
+
+
+def migrate_to(conn: sqlite3.Connection, version: int) -> None:
+    """Within the transaction that is open, if there is one."""
     from sqlite_utils import Database, Migrations  # late: half of its weight is a command line
 
     known = Migrations("swarmd")
-    for name, script in MIGRATIONS:
+    for name, since, script in MIGRATIONS:
+        if since > version:
+            continue
 
         def step(db: Database, script: str = script) -> None:
             for statement in script.split(";"):
@@ -143,7 +158,7 @@ def migrate(conn: sqlite3.Connection) -> None:
     db = Database(conn)
     if "_sqlite_migrations" in db.table_names():
         query = "SELECT name FROM _sqlite_migrations WHERE migration_set = 'swarmd'"
-        foreign = {str(row[0]) for row in conn.execute(query)} - {n for n, _ in MIGRATIONS}
+        foreign = {str(row[0]) for row in conn.execute(query)} - {n for n, _, _ in MIGRATIONS}
         if foreign:
             raise Unavailable(
                 "the state was written by a newer swarmd; start that version, or give this one"

@@ -20,10 +20,11 @@ import msgspec
 import trio
 
 from swarmd.domain.errors import Unavailable
-from swarmd.state.commands import Batch, Entry
+from swarmd.state.commands import VERSION, Batch, Entry
 from swarmd.state.machine import Applied, Machine, Place, read_place
 from swarmd.state.queries import QUERIES, Query, T
 from swarmd.state.schema import migrate
+from swarmd.state.versions import check_known, in_force_in
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +46,8 @@ class StoreSettings:
     read_s_max: float = 5.0
     durable: bool = False
     """fsync here too. Not needed where a log in front does that: what is lost is applied again."""
+    version: int = VERSION
+    """The newest version of the machine that is applied."""
 
 
 class Slot(msgspec.Struct, frozen=True, gc=False):
@@ -84,7 +87,8 @@ class StateStore(Protocol):
         """A copy of what is applied by now, while work goes on."""
 
     async def check_copy(self, path: Path) -> SnapshotFile:
-        """Read a copy that came from elsewhere. Unavailable: it is damaged, or none."""
+        """Read a copy that came from elsewhere. Unavailable: it is damaged, or none. Outdated: it
+        is newer than what is known here."""
 
     async def make_durable(self) -> int:
         """Answers up to which index everything is on disk for certain; 0: not known now."""
@@ -107,6 +111,7 @@ class Store:
         self._limiter = trio.CapacityLimiter(settings.readers)
         self._idle: list[sqlite3.Connection] = []
         self._failure_seen = trio.Event()
+        self._moved = trio.Event()
         self._files = trio.Lock()
         """Whoever opens the file besides the writer and the readers holds it: the last to close
         an SQLite file takes away the log that lies beside its name."""
@@ -162,7 +167,7 @@ class Store:
             return await trio.to_thread.run_sync(_copy, self._path, path)
 
     async def check_copy(self, path: Path) -> SnapshotFile:
-        return await trio.to_thread.run_sync(check_copy, path)
+        return await trio.to_thread.run_sync(check_copy, path, self._settings.version)
 
     async def make_durable(self) -> int:
         async with self._files:
@@ -191,7 +196,7 @@ class Store:
                         self._limiter.release_on_behalf_of(token)
 
     def _write_forever(self, conn: sqlite3.Connection, token: trio.lowlevel.TrioToken) -> None:
-        machine = Machine(conn)
+        machine = Machine(conn, self._settings.version)
         try:
             while True:
                 self._wake.wait()
@@ -204,8 +209,8 @@ class Store:
                     elif file is not None:
                         work = self._waiting.popleft()
                         conn.close()
-                        conn = _put_in_place(file, self._path)
-                        machine = Machine(conn)
+                        conn = _put_in_place(file, self._path, self._settings.version)
+                        machine = Machine(conn, self._settings.version)
                         nothing: list[Applied] = []
                         token.run_sync_soon(self._deliver, [(work, nothing)], machine.last_at)
                     else:
@@ -247,6 +252,7 @@ class Store:
             upto = work.upto
             self.place = Place(upto.index, upto.term, upto.conf or self.place.conf)
             work.done(applied, work.upto)
+        self._moved.set()
 
     async def _tend(self) -> None:
         """Carry SQLite's log into the file beside the writer, which must not stand still for it.
@@ -254,9 +260,10 @@ class Store:
         came meanwhile."""
         tended = self.place.index
         while True:
-            await trio.sleep(TEND_EVERY_S)
             if self.place.index == tended:
-                continue
+                self._moved = trio.Event()
+                await self._moved.wait()
+            await trio.sleep(TEND_EVERY_S)
             tended = self.place.index
             async with self._files:
                 _, pages = await trio.to_thread.run_sync(_checkpoint, self._path)
@@ -360,7 +367,7 @@ def _open_writer(path: Path, settings: StoreSettings) -> sqlite3.Connection:
         conn.execute(f"PRAGMA synchronous = {'FULL' if settings.durable else 'NORMAL'}")
         conn.execute("PRAGMA wal_autocheckpoint = 0")  # see Store._tend
         conn.execute("PRAGMA journal_size_limit = 67108864")
-        migrate(conn)
+        migrate(conn, settings.version)
     except sqlite3.DatabaseError as error:
         raise Unavailable(
             f"the state in {path} cannot be opened: {error}. Put a backup in its place, or move it"
@@ -369,12 +376,12 @@ def _open_writer(path: Path, settings: StoreSettings) -> sqlite3.Connection:
     return conn
 
 
-def _put_in_place(file: Path, path: Path) -> sqlite3.Connection:
+def _put_in_place(file: Path, path: Path, version: int) -> sqlite3.Connection:
     """Nobody has the old file open: the last to close it took its log away."""
     _drop_rest(path)
     file.replace(path)
     sync_directory(path.parent)
-    return _open_writer(path, StoreSettings())
+    return _open_writer(path, StoreSettings(version=version))
 
 
 def _drop_rest(path: Path) -> None:
@@ -411,14 +418,16 @@ def hash_file(path: Path) -> tuple[int, str]:
         return file.tell(), digest.hexdigest()
 
 
-def check_copy(path: Path) -> SnapshotFile:
-    """Read a copy that came from elsewhere. Invalid content is refused with Unavailable."""
+def check_copy(path: Path, version: int = VERSION) -> SnapshotFile:
+    """Read a copy that came from elsewhere. Invalid content is refused with Unavailable, and with
+    Outdated what is of a newer version than the one given."""
     size, digest = hash_file(path)
     try:
         conn = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
         try:
             found = conn.execute("PRAGMA quick_check(1)").fetchone()[0]
             place = read_place(conn)
+            check_known(in_force_in(conn), version)
         finally:
             conn.close()
     except sqlite3.DatabaseError as error:

@@ -16,6 +16,7 @@ from swarmd.domain.actors import Actor
 from swarmd.domain.events import Event, EventBody
 from swarmd.domain.jobs import JobKind, JobStatus
 from swarmd.state.commands import Entry
+from swarmd.state.schema import migrate_to
 
 _encode = msgspec.msgpack.Encoder().encode
 GENESIS_HASH = bytes(32)
@@ -33,6 +34,7 @@ class Tx:
     def __init__(self, conn: sqlite3.Connection) -> None:
         self.execute = conn.execute
         self.executemany = conn.executemany
+        self.migrate_to = functools.partial(migrate_to, conn)
         self._events: list[Event] = []
         self._counts: dict[CountKey, int] = {}
         self._totals: dict[TotalKey, int] = {}

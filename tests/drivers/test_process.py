@@ -7,6 +7,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,8 +19,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from swarmd.domain.errors import TooLarge
-from swarmd.drivers.frames import AttemptOrder, Ended
+from swarmd.domain.errors import TooLarge, Unavailable
+from swarmd.drivers.frames import VERSION, AttemptOrder, Ended
 from tests.drivers.runners import (
     NOBODY,
     PATH,
@@ -348,6 +350,81 @@ async def test_a_runner_outlives_its_daemon(folder: Path) -> None:
     assert os.getsid(runner_pid(folder)) == runner_pid(folder)
     async with client(folder) as runner:
         assert (await ends(runner))[10**9].exit_code == 8
+
+
+def of_another_version(folder: Path) -> Path:
+    """The runner's program as of a version that never was, ours but for its number."""
+    shutil.copytree(
+        Path(sys.modules["swarmd.runner"].__file__ or "").parent, folder / "swarmd/runner"
+    )
+    wire = folder / "swarmd/runner/wire.py"
+    text = wire.read_text()
+    assert text.count("\nVERSION = ") == 1
+    wire.write_text(text.replace("\nVERSION = ", "\nVERSION = 1_000 + "))
+    return folder / "swarmd/runner/__main__.py"
+
+
+async def start_runner(entry: Path, folder: Path) -> int:
+    command = [sys.executable, "-I", "-S", str(entry), "runner", "--data-dir", str(folder)]
+    assert (await trio.run_process([*command, "--idle-s", "5"], check=False)).returncode == 0
+    return runner_pid(folder)
+
+
+async def test_a_runner_of_another_version_keeps_its_attempts_and_then_goes(
+    folder: Path, tmp_path: Path
+) -> None:
+    other = await start_runner(of_another_version(tmp_path), folder)
+    script = f"until [ -e {folder}/go ]; do sleep 0.02; done; echo done"
+    async with client(folder, replace_look_s=0.2) as runner:
+        jobs = [shell(folder, script)]
+        assert await runner.start(jobs) == []
+        assert runner.facts.pid == other and runner.facts.version > VERSION
+        await started(runner)
+        await trio.sleep(0.6)
+        assert runner.facts.pid == other, "it holds an attempt"
+        (folder / "go").touch()
+        assert (await ends(runner, ack=False))[jobs[0].id].exit_code == 0
+        await trio.sleep(0.6)
+        assert runner.facts.pid == other, "an end that nobody has acknowledged is held too"
+        await runner.ack([jobs[0].id])
+        with trio.fail_after(10):
+            while runner.facts.version != VERSION:
+                await runner.replaced(runner.facts.pid)
+        assert (await run(runner, shell(folder, "exit 4"))).exit_code == 4
+        assert not alive(other)
+
+
+async def test_nothing_is_lost_while_a_runner_of_another_version_goes(
+    folder: Path, tmp_path: Path
+) -> None:
+    await start_runner(of_another_version(tmp_path), folder)
+    async with client(folder, replace_look_s=0.02) as runner:
+        with trio.fail_after(30):
+            after = 0
+            while after < 3:
+                code = 1 + after
+                assert (await run(runner, shell(folder, f"exit {code}"))).exit_code == code
+                await trio.sleep(random.uniform(0, 0.03))  # a look may come here, or in the start
+                with contextlib.suppress(Unavailable):  # between the two there is none
+                    after += runner.facts.version == VERSION
+
+
+async def test_a_runner_that_comes_back_as_another_version_stays(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What starts it, a unit perhaps, has not been upgraded: it is not ended for ever."""
+    entry = of_another_version(tmp_path)
+    monkeypatch.setattr(
+        "swarmd.drivers.process._command",
+        lambda: [sys.executable, "-I", "-S", str(entry), "runner"],
+    )
+    async with client(folder, replace_look_s=0.02) as runner:
+        with trio.fail_after(10):
+            again = await runner.replaced(runner.facts.pid)
+        await trio.sleep(0.3)
+        assert runner.facts.pid == again
+        assert (await run(runner, shell(folder, "exit 4"))).exit_code == 4
+        assert "look at its unit" in caplog.text
 
 
 async def test_two_runners_at_once_are_one(folder: Path) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.cli import Said, swarmd
+from tests.cli import Said, command, environment, swarmd
 from tests.daemon import running_daemon
 from tests.e2e.test_swarm import end_lonely, start_lonely, wait_said
 from tests.swarms import Node, Swarm, running_swarm, until
@@ -72,6 +73,43 @@ def test_a_swarm_falls_and_each_step_is_explained(three: Swarm) -> None:
 def test_two_voters_are_warned_of(tmp_path: Path) -> None:
     with running_swarm(tmp_path, 2, **LAN) as swarm:
         until(lambda: "two nodes vote" in said_of(swarm.nodes[0], "warning"), "no warning")
+
+
+def test_two_that_go_by_one_name_are_told_of(tmp_path: Path) -> None:
+    """Without a quorum nobody can refuse the second of them: gossip sees both."""
+    with running_swarm(tmp_path, 4, mesh={"timing": "lan", "voters": 3}) as swarm:
+        first = swarm["n1"]
+        roles = {n["name"]: n["role"] for n in first.status()["nodes"]}
+        assert roles["n1"] == "voter", roles
+        renamed = swarm[next(name for name, role in roles.items() if role == "learner")]
+        away = [n for n in swarm.nodes if n not in (first, renamed)]
+        ids = [(n.data_dir / "node-id").read_text()[:8] for n in (first, renamed)]
+        renamed.stop()
+        for node in away:
+            node.kill()
+        with (tmp_path / "renamed").open("wb") as said:
+            config = renamed.folder / "swarmd.toml"
+            double = subprocess.Popen(
+                command("up", "--name", "n1", "--data-dir", renamed.data_dir, "--config", config),
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=said,
+                env=environment(), start_new_session=True,
+            )  # fmt: skip
+        try:
+            shown = until(
+                lambda: next((w for w in said_of(first, "warning").split(" / ")
+                              if "alive are called n1" in w), None), "no warning"
+            )  # fmt: skip
+            assert f"{ids[0]} at {first.mesh_address}, the oldest, keeps the name" in shown
+            assert f"give {ids[1]} a name of its own there" in shown
+            assert "several members have one name" in first.log()
+            # With a quorum it is refused.
+            swarm.start(*away)
+            assert double.wait(20) == 1
+            words = "another node is called n1; give this one a name of its own"
+            assert words in (tmp_path / "renamed").read_text()
+            until(lambda: "are called n1" not in said_of(first, "warning"), "it warns yet")
+        finally:
+            end_lonely(double, renamed.folder)
 
 
 def test_who_is_not_taken_in_learns_why(three: Swarm, tmp_path: Path) -> None:

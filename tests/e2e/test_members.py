@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ import pytest
 
 from tests.cli import ROOT, Said, command, environment, swarmd
 from tests.daemon import runner_pids
+from tests.e2e.test_swarm import end_lonely, said_by, start_lonely
 from tests.swarms import Node, Swarm, joining, running_swarm, until
 
 LAN: dict[str, Any] = {"mesh": {"timing": "lan"}}
@@ -158,6 +160,70 @@ def test_what_would_leave_no_quorum_is_refused(three: Swarm) -> None:
     assert said.status == 1 and "writes would stop for good" in said.err, said
     assert len(names(leader)) == 3 and alive.up
     assert leader.ended(leader.run("true"))["status"] == "completed"
+
+
+def test_a_host_that_was_set_up_anew_takes_its_name_by_itself(three: Swarm) -> None:
+    lost = three.followers()[0]
+    left = [n for n in three.nodes if n is not lost]
+    before = (lost.data_dir / "node-id").read_text()
+    job = left[0].run("sleep 1", constraints=[f"node.name=={lost.name}"], max_retries=0)
+    until(lambda: left[0].console("GET", f"/jobs/{job}")["status"] == "running", "it does not run")
+    lost.kill()
+    lost.end()  # its runner too: the disk is gone
+    shutil.rmtree(lost.data_dir)
+    lost.settings = joining(lost.settings, left[0])
+    lost.start()
+    three.wait_whole()
+    assert set(names(left[0]).values()) == {"voter"} and lost.name in names(left[0])
+    after = (lost.data_dir / "node-id").read_text()
+    assert {n["id"] for n in left[1].status()["nodes"]} >= {after}
+    assert before != after and before not in {n["id"] for n in left[1].status()["nodes"]}
+    # What its former self ran is not lost.
+    assert left[0].ended(job)["status"] == "completed"
+
+
+def test_a_copy_of_a_host_gets_its_name_only_by_an_operators_word(
+    three: Swarm, tmp_path: Path
+) -> None:
+    """Whoever has a name keeps it through a restart, a stop and a crash, however often another
+    asks for it meanwhile."""
+    held = three.followers()[0]
+    asked = next(n for n in three.nodes if n is not held)
+    copies = iter(range(100))
+
+    def refused() -> str:
+        folder = tmp_path / f"copy{next(copies)}"
+        lonely = start_lonely(folder, held.name, asked.mesh_address, asked.token())
+        try:
+            assert lonely.wait(END_S) == 1
+        finally:
+            end_lonely(lonely, folder)
+        return said_by(folder)
+
+    place = held.mesh_address
+    assert f"another node is called {held.name}; give this one a name of its own" in refused()
+    assert f"alive, at {place}; `swarmd leave` there frees the name" in refused()
+    held.stop()
+    assert f"`swarmd remove {held.name}` on a member frees the name" in refused()
+    held.start()
+    assert f"alive, at {place}" in refused()
+    held.kill()
+    assert f"was at {place} and is not there at present" in refused()
+    held.start()
+    three.wait_whole()
+    held.end()
+    until(lambda: not first_sees(asked, held.name), "it is not seen to be gone")
+    assert run(asked, "remove", held.name).status == 0
+    folder = tmp_path / "heir"
+    lonely = start_lonely(folder, held.name, asked.mesh_address, asked.token())
+    try:
+        until(lambda: first_sees(asked, held.name), "the name is not free")
+        # The other is the one that is refused from then on.
+        with pytest.raises(AssertionError, match="was removed from its swarm"):
+            held.start()
+        assert first_sees(asked, held.name)
+    finally:
+        end_lonely(lonely, folder)
 
 
 def test_bad_words_change_nothing(three: Swarm) -> None:

@@ -29,10 +29,12 @@ from mesh.raft import (
 )
 from mesh.wal_errors import LogBusy
 from swarmd.domain.errors import Unavailable
+from swarmd.state.commands import VERSION
 from swarmd.state.machine import Machine, Place, read_place
 from swarmd.state.queries import QUERIES, Query, T
 from swarmd.state.schema import migrate
 from swarmd.state.store import Delivered, Slot, SnapshotFile, decode_slots, hash_file
+from swarmd.state.versions import Outdated, check_known, in_force_in
 from tests.sim.clockwork import Timers
 
 OnDone = Callable[[], None]
@@ -251,9 +253,14 @@ class SimLog:
 class SimStore:
     """The StateStore of one life of a node: the real machine, no thread."""
 
-    def __init__(self, disk: Disk) -> None:
+    def __init__(self, disk: Disk, version: int = VERSION) -> None:
+        """Raises Outdated where the state is of a newer version."""
         self._disk = disk
-        self._machine = Machine(disk.state)
+        self._version = version
+        migrate(disk.state, version)
+        self._machine = Machine(disk.state, version)
+        self.failed = trio.Event()
+        self.failure: Outdated | None = None
         self.place = self._machine.place
         self.last_at = self._machine.last_at
         self._waiting: deque[tuple[Sequence[Slot], Place, Delivered]] = deque()
@@ -283,7 +290,12 @@ class SimStore:
             place = taken[-1][1]
             confs = (upto.conf for _, upto, _ in reversed(taken) if upto.conf is not None)
             upto = Place(place.index, place.term, next(confs, None))
-            applied = self._machine.apply([e for mine in each for e in mine], upto)
+            try:
+                applied = self._machine.apply([e for mine in each for e in mine], upto)
+            except Outdated as outdated:
+                self.failure, self._dead = outdated, True
+                self.failed.set()
+                return
             self._disk.watcher.applied(self._disk.name, self._machine.place, self._disk.state)
             start = 0
             for mine, (_, place, done) in zip(each, taken, strict=True):
@@ -308,6 +320,7 @@ class SimStore:
         try:
             conn = _database(path.read_bytes())  # noqa: ASYNC240 - nothing waits here
             place = read_place(conn)
+            check_known(in_force_in(conn), self._version)
             conn.close()
         except sqlite3.DatabaseError as error:
             raise Unavailable(f"the copy is damaged: {error}") from error
@@ -330,7 +343,7 @@ class SimStore:
         self._disk.state.close()
         self._disk.state = _database(content)
         self._disk.checkpoint = content
-        self._machine = Machine(self._disk.state)
+        self._machine = Machine(self._disk.state, self._version)
         self.place = self._submitted = self._machine.place
         self.last_at = self._machine.last_at
         self._disk.watcher.installed(self._disk.name, self.place)

@@ -107,6 +107,7 @@ class SimWires:
         self._calls: dict[str, CallHandler] = {}
         self._streams: dict[str, StreamHandler] = {}
         self._message: MessageHandler | None = None
+        self._settle: Callable[[], None] | None = None
         self._watchers: list[LinkWatcher] = []
         self.open: dict[SimStream, None] = {}
 
@@ -139,6 +140,9 @@ class SimWires:
     def set_peers(self, peers: Mapping[str, Sequence[str]]) -> None:
         pass  # every name leads somewhere here
 
+    def also_at(self, peer: str, addresses: Sequence[str]) -> None:
+        pass
+
     # Messages
 
     def send(self, peer: str, body: bytes) -> bool:
@@ -166,6 +170,8 @@ class SimWires:
             handler(self.me, body)
         except WireError as error:
             network.refused.append((peer, error.message))
+        if (settle := network.up[peer]._settle) is not None:
+            settle()
 
     # Calls
 
@@ -266,8 +272,10 @@ class SimWires:
     def handle_call(self, method: str, handler: CallHandler, *, applicants: bool = False) -> None:
         self._calls[method] = handler
 
-    def handle_message(self, handler: MessageHandler) -> None:
-        self._message = handler
+    def handle_message(
+        self, handler: MessageHandler, settle: Callable[[], None] | None = None
+    ) -> None:
+        self._message, self._settle = handler, settle
 
     def handle_stream(self, method: str, handler: StreamHandler) -> None:
         self._streams[method] = handler

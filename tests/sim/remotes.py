@@ -14,7 +14,7 @@ from swarmd.cluster.remote import Remote, RemoteSettings, open_remote
 from swarmd.domain.errors import Busy, Unavailable
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Node
-from swarmd.state.commands import Command, PutSetting
+from swarmd.state.commands import VERSION, Command, PutSetting
 from swarmd.state.queries import GetSetting, T
 from tests.sim.disk import Disk, SimLog
 from tests.sim.network import SimWires
@@ -63,7 +63,9 @@ class Remotes:
                 async with trio.open_nursery() as nursery:
                     wires = SimWires(self.world.network, host.name, nursery)
                     wires.plug_in()
-                    node = Node(NodeId(host.name), host.name, mesh=(host.name,))
+                    node = Node(
+                        NodeId(host.name), host.name, mesh=(host.name,), machine_version=VERSION
+                    )
                     async with open_remote(
                         node, log, wires, self.settings, seeds=seeds,
                         replicas={NodeId(name): (name,) for name in replicas},

@@ -7,15 +7,17 @@ import trio
 
 from swarmd.cluster.feed import FellBehind
 from swarmd.cluster.handle import local_reads
+from swarmd.cluster.members import join_again
+from swarmd.cluster.opening import OpeningSettings
 from swarmd.cluster.proposals import ProposalSettings
 from swarmd.cluster.replica import NotNewest, ReplicaSettings
 from swarmd.domain.errors import Busy, Conflict, Unavailable, leaves
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Node
-from swarmd.state.commands import PruneEvents, PutNode, PutSetting
+from swarmd.state.commands import VERSION, PruneEvents, PutNode, PutSetting
 from swarmd.state.queries import ListNodes
 from tests.sim.chaos import quick
-from tests.sim.network import Weather
+from tests.sim.network import SimWires, Weather
 from tests.sim.world import CLIENT, World, simulated
 
 
@@ -39,6 +41,26 @@ async def test_who_asks_a_follower_to_join_is_sent_to_the_leader(world: World) -
     await world.start("d", join=(follower,))
     assert trio.current_time() - began < 5
     await world.settle()
+
+
+@simulated(22, OpeningSettings(replica=ReplicaSettings(replicas_max=3)))
+async def test_two_that_ask_at_once_do_not_both_get_the_last_place(world: World) -> None:
+    await world.swarm_of("a", "b")
+    leader, holds = await world.leader(), list[bool]()
+
+    async def ask(name: str) -> None:
+        wires = SimWires(world.network, name, nursery)
+        wires.plug_in()
+        node = Node(NodeId(name), name, machine_version=VERSION)
+        holds.append((await join_again(wires, leader, node)).replica)
+        wires.pull()
+
+    async with trio.open_nursery() as nursery:
+        for name in ("c", "d", "e"):
+            nursery.start_soon(ask, name)
+    assert sorted(holds) == [False, False, True]
+    view = world.replica(leader).log_view()
+    assert len({*view.voters, *view.learners}) == 3
 
 
 @simulated(2)

@@ -24,12 +24,13 @@ from swarmd.control.leadership import lead_when_elected
 from swarmd.control.members import VoterSettings
 from swarmd.control.upkeep import UpkeepSettings
 from swarmd.domain.actors import Actor
-from swarmd.domain.errors import Busy, Unavailable
+from swarmd.domain.errors import Busy, Conflict, SwarmError, Unavailable, leaves
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Capacity, Node
 from swarmd.state.commands import VERSION, Command, PutSetting
 from swarmd.state.machine import dump_hash
 from swarmd.state.queries import GetSetting, T
+from swarmd.state.versions import Outdated
 from tests.sim.clockwork import JumpingClock, Timers
 from tests.sim.disk import Disk, SimLog, SimStore
 from tests.sim.network import Network, SimWires
@@ -51,6 +52,10 @@ class Host:
     disk: Disk
     place: Path
     clock_off_ms: int = 0
+    version: int = VERSION
+    """The newest of the machine that its program knows."""
+    refused: SwarmError | None = None
+    """Why its last life ended, where its program was too old."""
     scope: trio.CancelScope | None = None
     replica: Replica | None = None
     stop: trio.Event = field(default_factory=trio.Event)
@@ -78,9 +83,10 @@ class World:
 
     async def start(
         self, name: str, *, join: tuple[str, ...] = (), replaces: str | None = None,
-        called: str | None = None,
+        called: str | None = None, at: str | None = None, version: int | None = None,
     ) -> Host:  # fmt: skip
-        """Bring a host up, and wait until its replica takes part."""
+        """Bring a host up, and wait until its replica takes part; with a program that knows the
+        machine up to this version, from now on. `at` is where it says that it is reached."""
         host = self.hosts.get(name)
         if host is None:
             place = self._place / name
@@ -89,29 +95,34 @@ class World:
             disk = Disk(name, rng, self.timers, self.witness)
             host = self.hosts[name] = Host(name, disk, place)
             self.network.addresses[name] = name
-        await self._nursery.start(self._live, host, join, replaces, called or name)
+        if version is not None:
+            host.version = version
+        host.refused = None
+        await self._nursery.start(self._live, host, join, replaces, called or name, at or name)
         return host
 
     async def _live(
-        self, host: Host, join: tuple[str, ...], replaces: str | None, called: str, *,
+        self, host: Host, join: tuple[str, ...], replaces: str | None, called: str, at: str, *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:  # fmt: skip
         host.stop, host.ended = trio.Event(), trio.Event()
-        log, store = SimLog(host.disk), SimStore(host.disk)
+        log, store = SimLog(host.disk), SimStore(host.disk, host.version)
         rng = random.Random(f"{self.seed}{host.name}{log.boot}")
         ids = (f"{host.name}-{log.boot}-{n}" for n in range(10**9))
 
         def now_ms() -> int:
             return EPOCH_MS + int(trio.current_time() * 1000) + host.clock_off_ms
 
+        started = False
         try:
             with trio.CancelScope() as host.scope:
                 async with trio.open_nursery() as nursery:
                     wires = SimWires(self.network, host.name, nursery)
                     wires.plug_in()
+                    nursery.start_soon(_end_with, store)
                     node = Node(
-                        NodeId(host.name), called, mesh=(host.name,), capacity=self.capacity,
-                        machine_version=VERSION,
+                        NodeId(host.name), called, mesh=(at,), capacity=self.capacity,
+                        machine_version=host.version,
                     )  # fmt: skip
                     async with open_replica(
                         node, log, store, wires, host.place, self.settings, join=join, rng=rng,
@@ -124,8 +135,14 @@ class World:
                         )
                         async with self.inhabit(host, replica):
                             task_status.started()
+                            started = True
                             await host.stop.wait()
                     nursery.cancel_scope.cancel()
+        except* (Outdated, Conflict) as group:
+            refused = next(leaves(group))
+            if not started or host.version == VERSION or not isinstance(refused, SwarmError):
+                raise
+            host.refused = refused
         finally:
             log.crash()
             store.crash()
@@ -264,6 +281,12 @@ class World:
 @asynccontextmanager
 async def _nobody(host: Host, replica: Replica) -> AsyncIterator[None]:
     yield
+
+
+async def _end_with(store: SimStore) -> None:
+    await store.failed.wait()
+    assert store.failure is not None
+    raise store.failure
 
 
 async def _inline(work, /, *args):  # type: ignore[no-untyped-def]

@@ -37,6 +37,7 @@ class Around:
     suspended_s: float = 0.0
     """By how much the runner's clock went on while Trio's stood still."""
     work: dict[float, list[AttemptId]] = field(default_factory=lambda: {0.0: [AttemptId(1)]})
+    ends_untold: bool = False
     orders_under_way: bool = False
     runner_answers: bool = True
     log_answers: bool = True
@@ -97,6 +98,9 @@ class Around:
 
     def leased(self) -> dict[float, list[AttemptId]]:
         return self.work
+
+    def begun(self) -> bool:
+        return bool(self.work) or self.ends_untold
 
     def ordering(self) -> bool:
         return self.orders_under_way
@@ -319,6 +323,15 @@ async def test_a_planned_stop_has_the_swarm_wait(autojump_clock: Clock) -> None:
     # Counted from before it was said: whoever leads counts from when it learns of it.
     assert told[:3] == ("told", [1], HOLD_S)
     assert told[3] == int(2.5 * S) + 1
+
+
+async def test_a_planned_stop_has_the_swarm_wait_for_ends_that_were_not_told(
+    autojump_clock: Clock,
+) -> None:
+    """Else who ran to its end would be run again, were the daemon away for longer than a lease."""
+    around = Around(work={}, ends_untold=True)
+    assert await stopped(around) < 0.1
+    assert around.done == [("said", 60_000)]
 
 
 async def test_a_stop_is_not_held_up_by_a_swarm_that_does_not_answer(autojump_clock: Clock) -> None:

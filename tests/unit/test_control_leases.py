@@ -11,7 +11,15 @@ import trio.testing
 
 from swarmd.cluster.asks import Lease, RenewLease
 from swarmd.cluster.handle import Leadership, LogView, reads_are_local
-from swarmd.control.leases import GIVE_AWAY_S, LEASE_S, PRESENT_S, Leases, give_away, plan
+from swarmd.control.leases import (
+    GATHER_S,
+    GIVE_AWAY_S,
+    LEASE_S,
+    PRESENT_S,
+    Leases,
+    give_away,
+    plan,
+)
 from swarmd.domain.errors import NotFound, Unavailable
 from swarmd.domain.jobs import (
     Attempt,
@@ -125,6 +133,27 @@ async def test_a_new_leader_waits_for_those_it_never_heard(
     assert [len(c.attempts) for _, c in cluster.lost] == [100, 100, 50]
     assert all(c.term == 5 and c.node_id == B for _, c in cluster.lost)
     assert cluster.lost[0][0] - began == pytest.approx(GIVE_AWAY_S, abs=0.01)
+
+
+async def test_a_node_is_silent_once_its_lease_is_over_or_it_had_time_to_be_heard(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    cluster = Cluster(B)
+    leases = leases_of(cluster)
+    await trio.sleep(100)
+    # It may have come a moment ago.
+    assert not leases.silent(B)
+    await trio.sleep(GIVE_AWAY_S - 0.1)
+    assert not leases.silent(B)
+    await leases.renew(RenewLease(B))
+    await trio.sleep(GIVE_AWAY_S - 0.1)
+    assert not leases.silent(B)
+    await trio.sleep(0.2)
+    assert leases.silent(B)
+    # Of one that never asked only what it was asked of tells.
+    assert not leases.silent(A)
+    await trio.sleep(GIVE_AWAY_S)
+    assert leases.silent(A)
 
 
 async def test_work_is_given_away_so_long_after_the_last_asking(
@@ -300,7 +329,7 @@ async def test_who_comes_is_told_of(autojump_clock: trio.testing.MockClock) -> N
         began = trio.current_time()
         await leases.renew(RenewLease(B))
         # Who has none yet is not kept waiting.
-        assert came > 1 or trio.current_time() - began < (0.01 if came == 0 else 0.3)
+        assert came > 1 or trio.current_time() - began < (0.01 if came == 0 else GATHER_S * 1.1)
     assert came == 1
     await trio.sleep(PRESENT_S)
     assert not leases.present(B)

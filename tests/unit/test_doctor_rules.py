@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from swarmd.cluster.handle import Doubles
+from swarmd.domain.jobs import NodeId
+from swarmd.domain.nodes import Node
 from swarmd.ops import doctor
 from swarmd.ops.doctor import NOTE, WARNING, WRONG, Finding, Voter, examined, quorum
 
@@ -79,3 +82,18 @@ def test_the_worst_comes_first_and_alone_makes_ill() -> None:
     ill = examined("a", "", True, found)
     assert [f.what for f in ill.findings] == ["x", "w", "n"] and not ill.healthy
     assert examined("a", "", True, found[:2]).healthy
+
+
+def test_two_of_one_name_or_one_id_are_told_of() -> None:
+    a, b, c = NodeId("a" * 36), NodeId("b" * 36), NodeId("c" * 36)
+    nodes = {a: Node(a, "web"), b: Node(b, "other")}
+    assert doctor.doubles(Doubles(), a, nodes) == []
+    shared = {"web": ((a, "h1:1"), (b, "h2:1"), (c, ""))}
+    (found,) = doctor.doubles(Doubles(shared), a, nodes)
+    assert found.level == WARNING
+    assert found.what.startswith("3 nodes that are alive are called web: aaaaaaaa at h1:1, the old")
+    assert "bbbbbbbb at h2:1; cccccccc at an unknown place" in found.what
+    assert "give bbbbbbbb a name of its own there" in found.todo[0]
+    assert found.todo[-1].startswith("cccccccc: no member")
+    (found,) = doctor.doubles(Doubles({}, ("h9:1",)), a, nodes)
+    assert found.level == WRONG and "under the id of this node (aaaaaaaa), at h9:1" in found.what

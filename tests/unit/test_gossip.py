@@ -18,7 +18,16 @@ from mesh.gossip import SYNC_METHOD, Gossip, open_gossip
 from mesh.gossip_sockets import open_sockets
 from mesh.keyring import first_ring
 from mesh.sealing import Sealing
-from mesh.swim import LAN, Change, Event, MemberChanged, NotUsable, Self, State
+from mesh.swim import (
+    INCARNATION_MAX,
+    LAN,
+    Change,
+    Event,
+    MemberChanged,
+    NotUsable,
+    Self,
+    State,
+)
 from mesh.transport import Transport
 from mesh.wires import NotAllowed, Refused
 from tests.wires import node, until
@@ -71,12 +80,14 @@ class Node:
 
 
 @asynccontextmanager
-async def gossiping(n: int, *, seeds: tuple[str, ...] = (), boot: int = 1) -> AsyncIterator[Node]:
+async def gossiping(
+    n: int, *, seeds: tuple[str, ...] = (), boot: int = 1, name: str = "", born: int = 0,
+) -> AsyncIterator[Node]:  # fmt: skip
     id = id_of(n)
     session = random.Random(n * 1000 + boot).randbytes(16)
     sealing = Sealing(id, session, first_ring(KEYS))
     async with node(id, bind=f"127.0.0.{n + 1}:0") as wires:
-        me = Self(id=id, boot=boot, name=f"node-{n}", addresses=wires.addresses)
+        me = Self(id=id, boot=boot, name=name or f"node-{n}", addresses=wires.addresses, born=born)
         rng = random.Random(n)
         async with open_gossip(
             QUICK, me, wires, sealing, binds=wires.addresses, rng=rng, seeds=seeds,
@@ -337,3 +348,24 @@ async def test_ten_nodes_without_seals_meet_and_lose_one() -> None:
             return all(view is not None and view.state is State.DEAD for view in views)
 
         await until(dead)
+
+
+async def test_of_two_hosts_of_one_name_all_say_who_keeps_it(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Whoever does not know yet when it was taken in counts as the youngest, until it does."""
+    with trio.fail_after(20):
+        async with gossiping(0, name="web", born=INCARNATION_MAX) as a:
+            async with gossiping(1, seeds=a.wires.addresses, name="web", born=7) as b:
+                both = {"web": (b.id, a.id)}
+                for one in (a, b):
+                    await until(lambda one=one: one.gossip.namesakes() == both)
+                a.gossip.be_born(3)
+                both = {"web": (a.id, b.id)}
+                for one in (a, b):
+                    await until(lambda one=one: one.gossip.namesakes() == both)
+                assert a.gossip.double == b.gossip.double == ()
+                await b.gossip.leave()
+                await until(lambda: a.gossip.namesakes() == {})
+    said = [r for r in caplog.records if "several members have one name" in r.message]
+    assert {getattr(r, "kept_by", "") for r in said} == {a.id, b.id}

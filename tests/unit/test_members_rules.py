@@ -7,9 +7,15 @@ import pytest
 from mesh.keyring import Keyring, first_ring
 from swarmd.cluster.handle import LogView, Progress
 from swarmd.cluster.rotating import next_ring
-from swarmd.control.removal import check_promotion, check_removal, successor
-from swarmd.domain.errors import Conflict
+from swarmd.control.removal import (
+    check_promotion,
+    check_removal,
+    check_succession,
+    successor,
+)
+from swarmd.domain.errors import Conflict, Unavailable
 from swarmd.domain.jobs import NodeId
+from swarmd.domain.nodes import Node
 
 A, B, C, D = (NodeId(n) for n in "abcd")
 NAMES = {n: f"node-{n}" for n in (A, B, C, D)}
@@ -71,6 +77,48 @@ def test_only_a_learner_that_keeps_up_is_promoted() -> None:
     ):
         with pytest.raises(Conflict, match=words):
             check_promotion(picture, D, "d")
+
+
+HERE, THERE = "10.0.0.3:8473", "10.0.0.9:8473"
+NAMED = "n3.lan:8473"
+
+
+@pytest.mark.parametrize(
+    ("before", "state", "silent", "now", "source", "words"),
+    [
+        # A host that was set up anew.
+        ((HERE,), "dead", True, (HERE,), "10.0.0.3:51234", ""),
+        ((HERE,), "left", True, (HERE,), "10.0.0.3:51234", ""),
+        ((THERE, HERE), "dead", True, (HERE,), "::ffff:10.0.0.3:51234", ""),
+        (("[fe80::1]:8473",), "dead", True, ("[fe80::1]:8473",), "[fe80::1%eth0]:999", ""),
+        ((NAMED,), "dead", True, (NAMED,), "10.0.0.77:1", ""),
+        ((HERE,), "dead", True, (HERE,), "", ""),
+        # Not known to be gone: it asks again.
+        ((HERE,), "suspect", True, (HERE,), "10.0.0.3:1", "not known to be gone yet"),
+        ((HERE,), "dead", False, (HERE,), "10.0.0.3:1", "not known to be gone yet"),
+        # Alive, wherever this one is.
+        ((HERE,), "alive", False, (HERE,), "10.0.0.3:1", "alive, at 10.0.0.3:8473"),
+        ((HERE,), "alive", True, (THERE,), "10.0.0.9:1", "`swarmd leave` there frees"),
+        # Elsewhere, or by a configuration that was copied.
+        ((HERE,), "dead", True, (THERE,), "10.0.0.9:1", "`swarmd remove n3` on a member frees"),
+        ((HERE,), "suspect", False, (THERE,), "", "`swarmd remove n3` on a member"),
+        ((HERE,), "dead", True, (HERE,), "10.0.0.9:1", "asks from 10.0.0.9. If"),
+        ((HERE,), "dead", True, ("10.0.0.3:9999",), "10.0.0.3:1", "is at 10.0.0.3:9999"),
+        ((HERE,), "dead", True, (), "10.0.0.3:1", "is at an unknown place"),
+        ((), "dead", True, (HERE,), "10.0.0.3:1", "was at an unknown place"),
+        ((), "dead", True, (), "", "unknown place"),
+    ],
+)
+def test_a_name_is_given_over_at_the_same_place_alone(
+    before: tuple[str, ...], state: str, silent: bool, now: tuple[str, ...], source: str, words: str
+) -> None:
+    node = Node(C, "n3", mesh=before)
+    if not words:
+        check_succession(node, state, silent, now, source)
+        return
+    refusal = Unavailable if "yet" in words else Conflict
+    with pytest.raises(refusal, match=words.replace("(", "\\(")):
+        check_succession(node, state, silent, now, source)
 
 
 def test_a_rotation_is_read_off_the_ring_wherever_it_was_cut_short() -> None:

@@ -86,7 +86,10 @@ class State:
         return found  # type: ignore[no-any-return]
 
     def node(self, name: str = "n1", slots: int = 2, **capacity: Any) -> None:
-        self.apply(c.PutNode(Node(NodeId(name), name, capacity=Capacity(slots, **capacity))))
+        offers = Capacity(slots, **capacity)
+        self.apply(
+            c.PutNode(Node(NodeId(name), name, capacity=offers, machine_version=c.VERSION))
+        )
 
     def assign(self, job_id: str = "j1", node: str = "n1", devices: tuple[str, ...] = ()) -> int:
         command = c.AssignJobs((c.Assignment(JobId(job_id), NodeId(node), devices),), 1)

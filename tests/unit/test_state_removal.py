@@ -100,3 +100,24 @@ def test_its_requests_count_no_more_whatever_boot_they_are_of(state: State) -> N
     # Also after a restart.
     state.machine = Machine(state.conn)
     assert isinstance(ask(state, put, 5, 1).refusal, Conflict)
+
+
+def test_when_a_node_was_taken_in_is_noted_once_and_is_no_word_of_its_own(state: State) -> None:
+    state.apply(c.PutNode(Node(N1, "old", born=7)))
+    assert born(state) == {"old": 0}  # by an older machine nothing is noted
+    state.apply(c.RaiseVersion(2, 1))
+    two = Node(NodeId("n2"), "two", born=10**6, machine_version=2)
+    first = state.apply(c.PutNode(two)).born
+    assert 0 < first < 10**6 and first == born(state)["two"]
+    # It starts again, is somewhere else, and says something else: that stays.
+    state.apply(c.PutNode(Node(NodeId("n2"), "two", mesh=("h:1",), born=1, machine_version=2)))
+    assert born(state)["two"] == first
+    state.apply(c.PutNode(Node(NodeId("n2"), "two", mesh=("h:1",), machine_version=2)))
+    assert state.events == []
+    # Who takes a name over is younger than whoever had it.
+    assert state.apply(c.RemoveNode(NodeId("n2"), ORIGIN, LIMIT)) == 0
+    assert state.apply(c.PutNode(Node(NodeId("n3"), "two", machine_version=2))).born > first
+
+
+def born(state: State) -> dict[str, int]:
+    return {node.name: node.born for node in state.ask(q.ListNodes())}

@@ -527,6 +527,24 @@ def test_a_name_is_free_once_its_keeper_is_dead() -> None:
     assert not [e for e in one.swim.take().events if isinstance(e, NameConflict)]
 
 
+def test_when_it_was_born_a_node_may_learn_later_than_its_namesakes() -> None:
+    one = One()
+    one.swim.update(one.now, name="web", born=INCARNATION_MAX)
+    one.hear("a", alive("a", name="web", born=9))
+    assert one.swim.namesakes() == {"web": ("a", "me")}
+    one.swim.update(one.now, born=3)
+    assert one.swim.namesakes() == {"web": ("me", "a")}
+    one.swim.take()
+    one.hear("a", alive("a", LIFE + 1, name="web", born=2))
+    conflicts = [e for e in one.swim.take().events if isinstance(e, NameConflict)]
+    assert conflicts == [NameConflict("web", "a", ("me",))]
+    one.hear("a", alive("a", LIFE + 2, name="other", born=2))
+    assert one.swim.namesakes() == {}
+    for born in (-1, INCARNATION_MAX + 1):
+        with pytest.raises(NotUsable):
+            one.swim.update(one.now, born=born)
+
+
 # What this node says
 
 

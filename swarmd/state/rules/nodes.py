@@ -7,10 +7,14 @@ from msgspec.structs import replace
 
 from swarmd.domain.errors import Conflict
 from swarmd.domain.events import BlobAdded, BlobsDropped, NodeChanged, SettingChanged
-from swarmd.domain.nodes import Node
+from swarmd.domain.nodes import Node, NodeKind
 from swarmd.state.commands import AddBlob, DropBlobs, PruneEvents, PutNode, PutSetting, RaiseVersion
 from swarmd.state.rows import Execute, encode
 from swarmd.state.tx import Tx
+from swarmd.state.versions import VERSION_KEY, in_force, outdated
+
+BORN_SINCE = 2
+"""Of the machine: an older one does not note when a node was taken in."""
 
 decode_node = msgspec.msgpack.Decoder(Node).decode
 
@@ -41,7 +45,11 @@ def save_node(tx: Tx, node: Node) -> Node:
             " directory away, and join again as a new node",
             node_id=node.id,
         )
+    if node.kind is NodeKind.MEMBER and node.machine_version < (version := in_force(tx.execute)):
+        raise Conflict(outdated(version, node.machine_version).message, node_id=node.id)
     known = find_node(tx.execute, node.id)
+    # Whatever the proposer says: when it was taken in is no word of its own.
+    node = replace(node, born=_taken_in(tx) if known is None else known.born)
     if known is not None and replace(node, revision=known.revision) == known:
         return known
     node = replace(node, revision=tx.revision)
@@ -53,6 +61,10 @@ def save_node(tx: Tx, node: Node) -> Node:
     )
     tx.emit(NodeChanged(node.id, "joined" if known is None else "changed"))
     return node
+
+
+def _taken_in(tx: Tx) -> int:
+    return tx.revision if in_force(tx.execute) >= BORN_SINCE else 0
 
 
 def add_blob(tx: Tx, command: AddBlob) -> None:
@@ -106,14 +118,12 @@ def prune_events(tx: Tx, command: PruneEvents) -> int:
     return tx.drop_events(tx.newest_event - max(1, command.keep), command.limit)
 
 
-VERSION_KEY = "cluster_version"
-
-
 def raise_version(tx: Tx, command: RaiseVersion) -> int:
-    row = tx.execute("SELECT value FROM settings WHERE key = ?", (VERSION_KEY,)).fetchone()
-    present = int(row[0]) if row is not None else 1
+    """Tables that came with it are made in the same step."""
+    present = in_force(tx.execute)
     if command.version <= present:
         return present
+    tx.migrate_to(command.version)
     value = str(command.version).encode()
     tx.execute("INSERT OR REPLACE INTO settings VALUES (?,?,?)", (VERSION_KEY, value, tx.revision))
     tx.emit(SettingChanged(VERSION_KEY))

@@ -1,0 +1,75 @@
+"""Which version of the machine is in force in a state, and which this program can apply.
+
+A program never goes on with a state that is newer than itself: it would leave out what it does not
+know, and be no replica any more."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from sqlite3 import Connection, Cursor
+from typing import Any
+
+import msgspec
+
+from swarmd.domain.errors import Unavailable
+from swarmd.state.commands import FIELDS_SINCE, SINCE, VERSION, Command
+
+VERSION_KEY = "cluster_version"
+FIRST = 1
+"""In force until the first is raised."""
+
+
+class Outdated(Unavailable):
+    """The swarm has gone on to a version that this program cannot apply: it must not run here."""
+
+
+def outdated(in_force: int, known: int) -> Outdated:
+    return Outdated(
+        f"the swarm works as of version {in_force} of its state, and this swarmd knows no newer"
+        f" one than {known}: start the newer swarmd here. There is no way back to this one",
+        needs_version=in_force,
+    )
+
+
+def check_known(in_force: int, known: int = VERSION) -> None:
+    """Raises Outdated."""
+    if in_force > known:
+        raise outdated(in_force, known)
+
+
+def in_force(execute: Callable[..., Cursor]) -> int:
+    row = execute("SELECT value FROM settings WHERE key = ?", (VERSION_KEY,)).fetchone()
+    return FIRST if row is None else int(row[0])
+
+
+def in_force_in(conn: Connection) -> int:
+    """Of a file, which may be empty yet."""
+    known = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = 'settings'"
+    return FIRST if conn.execute(known).fetchone() is None else in_force(conn.execute)
+
+
+def needs(command: Command[Any]) -> int:
+    """The version from which on it may be proposed: for its kind, and for the fields it uses."""
+    needed = SINCE[type(command)]
+    return max(needed, _fields_need(command)) if FIELDS_SINCE else needed
+
+
+def _fields_need(value: object) -> int:
+    needed = FIRST
+    if isinstance(value, msgspec.Struct):
+        since = FIELDS_SINCE.get(type(value), {})
+        for field in msgspec.structs.fields(value):
+            used = getattr(value, field.name)
+            if field.name in since and used != _default(field):
+                needed = max(needed, since[field.name])
+            needed = max(needed, _fields_need(used))
+    elif isinstance(value, tuple | list | frozenset):
+        needed = max((_fields_need(each) for each in value), default=FIRST)
+    elif isinstance(value, dict):
+        needed = max((_fields_need(each) for each in value.values()), default=FIRST)
+    return needed
+
+
+def _default(field: msgspec.structs.FieldInfo) -> object:
+    made = field.default_factory
+    return field.default if made is msgspec.NODEFAULT else made()
