@@ -12,6 +12,7 @@ BINARY  ?= dist/swarmd
 KILLS  ?= 50
 LEADER_KILLS ?= 100
 FUZZ_S ?= 300
+CALM_S ?= 600
 # What goes wrong between five hosts: all, or some of tests/e2e/test_faults.py, as lossy,flap-leader.
 FAULTS ?= all
 
@@ -58,6 +59,8 @@ bench: $(VENV)/.dev
 soak: $(VENV)/.dev
 	SWARMD_SOAK_KILLS=$(KILLS) SWARMD_FUZZ_S=$(FUZZ_S) $(BIN)/python -m pytest \
 	  -o faulthandler_timeout=7200 tests/e2e/test_kill9.py tests/e2e/test_fuzz.py
+	SWARMD_SOAK_CALM_S=$(CALM_S) $(BIN)/python -m pytest \
+	  -o faulthandler_timeout=7200 tests/e2e/test_detection.py
 	SWARMD_SOAK_KILLS=$(LEADER_KILLS) $(BIN)/python -m pytest -rP \
 	  -o faulthandler_timeout=7200 tests/e2e/test_failover.py
 	SWARMD_SOAK_FAULTS=$(FAULTS) $(BIN)/python -m pytest -rP \

@@ -87,9 +87,7 @@ class State:
 
     def node(self, name: str = "n1", slots: int = 2, **capacity: Any) -> None:
         offers = Capacity(slots, **capacity)
-        self.apply(
-            c.PutNode(Node(NodeId(name), name, capacity=offers, machine_version=c.VERSION))
-        )
+        self.apply(c.PutNode(Node(NodeId(name), name, capacity=offers, machine_version=c.VERSION)))
 
     def assign(self, job_id: str = "j1", node: str = "n1", devices: tuple[str, ...] = ()) -> int:
         command = c.AssignJobs((c.Assignment(JobId(job_id), NodeId(node), devices),), 1)
