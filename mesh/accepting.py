@@ -16,6 +16,7 @@ import trio
 
 from mesh.allowances import Allowances, source_of
 from mesh.connection import Limits, Shared
+from mesh.doubles import Doubles
 from mesh.frames import Broken, Purpose
 from mesh.greeting import Greeter, Met, refuse
 from mesh.pipes import join_address
@@ -31,6 +32,8 @@ class TransportSettings(Limits, frozen=True, kw_only=True):
     """For each address of a peer."""
     hello_timeout_s: float = 3.0
     """TLS included."""
+    double_answer_s_max: float = 1.0
+    """For a process that is here when another comes under its id. Shorter than a hello may take."""
     backoff_min_s: float = 0.05
     backoff_max_s: float = 1.0
     connections_max: int = 256
@@ -94,12 +97,14 @@ class Accepting:
         greeter: Greeter,
         shared: Shared,
         carrying: Carrying,
+        doubles: Doubles,
         nursery: trio.Nursery,
     ) -> None:
         self._settings = settings
         self._greeter = greeter
         self._shared = shared
         self._carrying = carrying
+        self._doubles = doubles
         self._nursery = nursery
         self._strangers = Crowd(settings.strangers_max)
         self._applicants = Crowd(settings.applicants_max)
@@ -168,11 +173,13 @@ class Accepting:
         with scope:
             try:
                 met = await self._greeter.welcome(sock, remote)
-                why = self._no_room(met, source)
-                if why is not None:
+                try:
+                    await self._let_in(met, source)
+                except Broken as why:
                     await refuse(met.pipe, why)
-                    raise why
-                await self._greeter.answer(met)
+                    raise
+                with self._doubles.arriving(met):
+                    await self._greeter.answer(met)
                 return met
             finally:
                 self._strangers.leave(scope)
@@ -180,14 +187,16 @@ class Accepting:
             raise Broken("hello_timeout", "no hello came in time")
         return None
 
-    def _no_room(self, met: Met, source: str) -> Broken | None:
+    async def _let_in(self, met: Met, source: str) -> None:
+        """Raises Broken."""
         if met.applicant:
-            if self._applications.take(source, trio.current_time()):
-                return None
-            return Broken("busy", "too many without a certificate come from there")
-        if self._accepted_count < self._settings.connections_max:
-            return None
-        return Broken("busy", "this node has as many connections as it takes")
+            if not self._applications.take(source, trio.current_time()):
+                raise Broken("busy", "too many without a certificate come from there")
+            return
+        if self._accepted_count >= self._settings.connections_max:
+            raise Broken("busy", "this node has as many connections as it takes")
+        if met.hello.purpose != Purpose.PROBE:
+            await self._doubles.let_in(met)
 
     async def _carry_applicant(self, met: Met, source: str) -> None:
         answering = Answering(self._shared, met, self._limits_of_applicants)

@@ -6,6 +6,7 @@ Whatever the other side does ends at most this connection, with a reason that is
 from __future__ import annotations
 
 import logging
+import math
 import ssl
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -31,6 +32,7 @@ from mesh.frames import (
 )
 from mesh.greeting import Met
 from mesh.outbox import Bulk, Outbox
+from mesh.pipes import WRITE_BYTES_MAX
 from mesh.pool import Deadlines, Workers
 from mesh.streams import Stream
 from mesh.wires import CallHandler, MessageHandler, StreamHandler, Unreachable
@@ -41,6 +43,8 @@ LOG_EVERY_S = 60.0
 FLOOD_FACTOR = 4
 """What was under way already when a queue is full may exceed its bound so far."""
 _FRAMES_PER_STEP = 128
+_PAUSE_S = 0.001
+_LOOKS = 10
 _ORDINARY = frozenset({"bye", "closing", "done", "handler", "lost", "replaced"})
 """Ends that are counted, and no reason for a warning, or none beside the one there is."""
 
@@ -146,7 +150,12 @@ class Connection:
         self._scope = trio.CancelScope()
         self._writer: trio.lowlevel.Task | None = None
         self._progress: trio.Event | None = None
+        self.lost = trio.Event()
+        """It has ended, and whoever used it was told."""
+        self._answered = trio.Event()
+        self._left_bytes = limits.life_bytes_max
         self._heard = True
+        self._wrote_at = -math.inf
         self._crowded = False
         """More answers wait than may."""
         self._paused = False
@@ -185,7 +194,7 @@ class Connection:
     async def part(self, message: str) -> None:
         """Say that nothing follows and wait until it is written; the caller bounds the wait."""
         self.push(Bye("closing", message))
-        while self._outbox.size and self.ended is None:
+        while (self._outbox.size or self._pipe.pending) and self.ended is None:
             await self._wait_for_progress()
 
     def tick(self) -> None:
@@ -204,6 +213,24 @@ class Connection:
         self._pinged_at = trio.current_time()
         self.push(Ping(self._nonce))
 
+    async def answers(self, within_s: float) -> bool:
+        """Is there a process at the other end? Its connection may end meanwhile: no. One that is
+        slow to send what was asked for before is there, too. Looked at in steps, so that a process
+        that was held up itself does not take its own absence for the other's."""
+        self._answered = answered = trio.Event()
+        self.ping()
+        before = self._left_bytes
+        for look in range(_LOOKS):
+            if look == _LOOKS // 2:
+                # What was under way when it was asked has come by now.
+                before = self._left_bytes
+            with trio.move_on_after(within_s / _LOOKS):
+                await answered.wait()
+                break
+        else:
+            return self._paused or self._left_bytes != before
+        return self.ended is None
+
     def push(self, frame: Frame) -> None:
         """Takes any frame: what is sent by choice asks for room first."""
         self._outbox.push(frame)
@@ -220,6 +247,8 @@ class Connection:
         raise NotImplementedError
 
     def _lose(self, why: Broken) -> None:
+        self._answered.set()
+        self.lost.set()
         if self._progress is not None:
             self._progress.set()
         failure = Unreachable(
@@ -250,7 +279,6 @@ class Connection:
         decoder = self.met.decoder
         decoder.frame_bytes_max = self._limits.frame_bytes_max + ENVELOPE_BYTES_MAX
         receive, feed, handlers = self._pipe.receive, decoder.feed, self._shared.handlers
-        left_bytes = self._limits.life_bytes_max
         while True:
             counts.frames_in += len(frames)
             for number, frame in enumerate(frames, 1):
@@ -268,8 +296,8 @@ class Connection:
                 raise Broken("lost", f"{self.peer} ended the connection")
             self._heard = True
             counts.bytes_in += len(data)
-            left_bytes -= len(data)
-            if left_bytes < 0:
+            self._left_bytes -= len(data)
+            if self._left_bytes < 0:
                 raise Broken("flood", f"{self.peer} has sent more than it may")
             if self._pipe.pending:
                 self._wake_writer()
@@ -285,19 +313,14 @@ class Connection:
             self._paused = self._crowded = False
 
     async def _write(self) -> None:
-        outbox, counts, send = self._outbox, self._shared.counts, self._pipe.send
+        outbox, send = self._outbox, self._pipe.send
         while True:
             if not outbox and not self._pipe.pending:
                 self._writer = trio.lowlevel.current_task()
                 await trio.lowlevel.wait_task_rescheduled(self._leave_writing)
             buffer = outbox.take()
             await send(buffer)
-            outbox.written()
-            counts.writes += 1
-            counts.bytes_out += len(buffer)
-            if self._progress is not None:
-                self._progress.set()
-                self._progress = None
+            self._note_written(len(buffer))
             if self._paused:
                 self._heard = True
             if outbox:
@@ -307,8 +330,35 @@ class Connection:
         self._writer = None
         return trio.lowlevel.Abort.SUCCEEDED
 
+    def _note_written(self, size: int) -> None:
+        self._outbox.written()
+        counts = self._shared.counts
+        counts.writes += 1
+        counts.bytes_out += size
+        if self._progress is not None:
+            self._progress.set()
+            self._progress = None
+
+    def _write_now(self) -> None:
+        """What comes after a pause is written at once: waking the writer would take a turn of the
+        loop. In a rush, when many leave in one write, the writer does it."""
+        outbox, now = self._outbox, trio.current_time()
+        if now - self._wrote_at < _PAUSE_S or outbox.bulky or outbox.size > WRITE_BYTES_MAX:
+            return
+        self._wrote_at = now
+        buffer = outbox.take()
+        try:
+            self._pipe.send_now(buffer)
+        except ssl.SSLError as error:
+            self.close("tls", f"TLS failed: {error.reason}")
+        except OSError as error:
+            self.close("lost", str(error))
+        self._note_written(len(buffer))
+
     def _wake_writer(self) -> None:
-        if self._writer is not None:
+        if self._writer is not None and self._outbox:
+            self._write_now()
+        if self._writer is not None and (self._outbox or self._pipe.pending):
             trio.lowlevel.reschedule(self._writer)
             self._writer = None
 
@@ -329,6 +379,7 @@ class Connection:
             return
         rtt_s = trio.current_time() - self._pinged_at
         self._pinged_at = None
+        self._answered.set()
         self.rtt_last_s = rtt_s
         before_s = self.rtt_smoothed_s
         self.rtt_smoothed_s = rtt_s if before_s is None else before_s + (rtt_s - before_s) / 8

@@ -64,6 +64,8 @@ class Hello(msgspec.Struct, frozen=True, array_like=True, tag=0):
     window_bytes: int
     """So much of a stream may come before this side has given credit."""
     capabilities: tuple[str, ...] = ()
+    process: int = 0
+    """Drawn with each start; 0 where it was not: then the boot has to do."""
 
 
 class Bye(msgspec.Struct, frozen=True, array_like=True, tag=1):
@@ -227,6 +229,13 @@ def agree(mine: Hello, theirs: Hello) -> int:
     if mine.cluster and theirs.cluster and mine.cluster != theirs.cluster:
         raise Broken("cluster", f"{theirs.node} and {mine.node} belong to different swarms")
     return version
+
+
+def same_process(one: Hello, other: Hello) -> bool:
+    """Of two that said the same id. A copy of a node's files counts its boots as the node does."""
+    if one.process and other.process:
+        return one.process == other.process
+    return one.boot == other.boot
 
 
 def plain_facts(facts: Mapping[str, object]) -> dict[str, Fact]:

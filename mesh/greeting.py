@@ -65,6 +65,8 @@ class Me(msgspec.Struct, frozen=True):
     cluster: str = ""
     """Empty until it is known: then any swarm's node may talk with this one."""
     capabilities: tuple[str, ...] = ()
+    process: int = 0
+    """Drawn with each start, so that two of one id are told apart."""
 
 
 class Met(NamedTuple):
@@ -109,7 +111,7 @@ class Greeter:
         self.trust = trust
         self._hello = Hello(
             VERSION_OLDEST, VERSION, me.cluster, me.id, me.boot, Purpose.LINK,
-            manners.frame_bytes_max, manners.window_bytes, me.capabilities,
+            manners.frame_bytes_max, manners.window_bytes, me.capabilities, me.process,
         )  # fmt: skip
         self._manners = manners
         self._sources = sources

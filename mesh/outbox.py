@@ -58,6 +58,11 @@ class Outbox:
         return bool(self._urgent or self._bulk)
 
     @property
+    def bulky(self) -> bool:
+        """What waits is not only urgent."""
+        return bool(self._bulk)
+
+    @property
     def size(self) -> int:
         """Bytes that wait or are being written; what streams hold themselves is not counted."""
         return len(self._urgent) + self._writing_bytes + self._parcel_bytes

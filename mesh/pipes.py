@@ -83,7 +83,7 @@ class Pipe(Protocol):
 
     @property
     def pending(self) -> bool:
-        """There is something to be sent that `receive` brought about."""
+        """There is something to be sent that `receive` brought about, or `send_now` left."""
 
     async def receive(self) -> bytes:
         """Some bytes; none at the end. Always lets other tasks run. Raises OSError."""
@@ -91,14 +91,21 @@ class Pipe(Protocol):
     async def send(self, data: bytes | bytearray) -> None:
         """All of it. Raises OSError. Lets others run only where it has to wait."""
 
+    def send_now(self, data: bytes | bytearray) -> None:
+        """As much as goes without waiting; the next `send` begins with the rest. Not while another
+        task sends, nor more than WRITE_BYTES_MAX. Raises OSError."""
+
     def close(self) -> None: ...
 
 
 class PlainPipe:
-    pending = False
-
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
+        self._rest = b""
+
+    @property
+    def pending(self) -> bool:
+        return bool(self._rest)
 
     async def receive(self) -> bytes:
         while True:
@@ -109,6 +116,8 @@ class PlainPipe:
                 continue
 
     async def send(self, data: bytes | bytearray) -> None:
+        if self._rest:
+            data, self._rest = self._rest + data, b""
         with memoryview(data) as view:
             at = 0
             while at < len(view):
@@ -117,6 +126,13 @@ class PlainPipe:
                         at += self._sock.send(rest)
                 except (BlockingIOError, InterruptedError):
                     await trio.lowlevel.wait_writable(self._sock)
+
+    def send_now(self, data: bytes | bytearray) -> None:
+        sent = 0
+        if not self._rest:
+            with suppress(BlockingIOError, InterruptedError):
+                sent = self._sock.send(data)
+        self._rest += data[sent:]
 
     def close(self) -> None:
         self._sock.close()
@@ -134,7 +150,7 @@ class TlsPipe:
 
     @property
     def pending(self) -> bool:
-        return self._outgoing.pending > 0
+        return self._outgoing.pending > 0 or self._plain.pending
 
     async def handshake(self) -> bytes | None:
         """The other side's certificate in DER; None where it showed none and need not. Raises
@@ -190,11 +206,15 @@ class TlsPipe:
                 await self._flush()
         await self._flush()
 
+    def send_now(self, data: bytes | bytearray) -> None:
+        self._tls.write(data)
+        self._plain.send_now(self._outgoing.read())
+
     def close(self) -> None:
         self._plain.close()
 
     async def _flush(self) -> None:
-        if self._outgoing.pending:
+        if self.pending:
             await self._plain.send(self._outgoing.read())
 
     def _clear(self) -> bytes | None:

@@ -19,8 +19,8 @@ class Rng(Protocol):
 
 @dataclass(frozen=True)
 class Timing:
-    tick_s: float = 0.1
-    election_ticks: int = 10
+    tick_s: float = 0.125
+    election_ticks: int = 8
     heartbeat_ticks: int = 2
     probe_timeout_s: float = 0.3
     """For a fresh connection to a leader whose stream broke."""
@@ -30,7 +30,7 @@ class Timing:
     """A read whose confirmation was lost is asked for again."""
 
 
-LAN = Timing(tick_s=0.05)
+LAN = Timing(tick_s=0.0625)
 
 
 async def beat(every_s: float) -> None:

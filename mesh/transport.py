@@ -16,8 +16,9 @@ import trio
 
 from mesh.accepting import Accepting, TransportSettings
 from mesh.connection import Connection, Shared, WireCounts
+from mesh.doubles import Doubles
 from mesh.frames import WINDOW_BYTES_MAX, Broken, Purpose
-from mesh.greeting import Dismissed, Greeter, Manners, Me, check_me
+from mesh.greeting import Dismissed, Greeter, Manners, Me, Met, check_me
 from mesh.links import Jitter, Link
 from mesh.pipes import (
     BACKLOG,
@@ -77,7 +78,8 @@ class Transport(Wires):
         self._links: dict[str, Link] = {}
         self._watchers: list[LinkWatcher] = []
         self._connections: dict[Connection, None] = {}
-        self._accepting = Accepting(settings, greeter, shared, self, nursery)
+        self._doubles = Doubles(self._standing, settings.double_answer_s_max, nursery)
+        self._accepting = Accepting(settings, greeter, shared, self, self._doubles, nursery)
 
     @property
     def me(self) -> str:
@@ -289,7 +291,7 @@ class Transport(Wires):
         code: str | None = None
         for address in addresses:
             try:
-                met = await self._greeter.dial(address, expected, purpose, pin)
+                met = await self._meet(address, expected, purpose, pin)
             except Broken as broken:
                 self.counts.dials_failed += 1
                 whys.append(broken.message)
@@ -307,6 +309,28 @@ class Transport(Wires):
         if code is not None:
             raise Dismissed(code, "; ".join(whys))
         raise Broken("connect", "; ".join(whys))
+
+    async def _meet(
+        self, address: str, expected: str | None, purpose: Purpose, pin: bytes | None
+    ) -> Met:
+        met = await self._greeter.dial(address, expected, purpose, pin)
+        if purpose == Purpose.LINK:
+            try:
+                await self._doubles.let_in(met)
+            except BaseException:
+                met.pipe.close()
+                raise
+        return met
+
+    def _standing(self, peer: str) -> list[Connection]:
+        """By which a process is here under this id. Single questions of this node's own are not."""
+        link = self._links.get(peer)
+        return [
+            connection
+            for connection in self._connections
+            if connection.peer == peer
+            and (isinstance(connection, Answering) or (link and connection is link.wire))
+        ]
 
     async def run_connection(self, connection: Connection) -> None:
         self._connections[connection] = None

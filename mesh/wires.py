@@ -26,7 +26,11 @@ class WireError(Exception):
 
 
 class Unreachable(WireError):
-    """No connection to the peer, or it was lost before the answer came."""
+    """No connection to the peer, or it was lost before the answer came.
+
+    Where the other side said no to a connection, its code is among the facts as `refused`:
+    `shut_out` (this node is admitted no more), `double` (another process runs under this node's id,
+    is connected there and answers), `busy`."""
 
     def __init__(self, message: str, *, handed_over: bool = False, **facts: object) -> None:
         super().__init__(message, **facts)
@@ -143,7 +147,10 @@ LinkWatcher = Callable[[str, bool, str], None]
 
 
 class Wires(Protocol):
-    """One node's wires to all others. Peers are node ids; where they live is told by set_peers."""
+    """One node's wires to all others. Peers are node ids; where they live is told by set_peers.
+
+    Under an id one process is connected at a time. Where another comes that proves the same one,
+    the first is asked: where it answers the other is refused, as `double`, else it gives way."""
 
     @property
     def me(self) -> str: ...
@@ -175,8 +182,7 @@ class Wires(Protocol):
     ) -> tuple[str, bytes]:
         """Call whoever answers there, on a connection of its own: (id of who answered, answer).
         With a pin this node shows no certificate, and is an applicant there; whoever answers must
-        be a node that the authority with this pin vouches for. Raises as `call`, and NotAllowed.
-        Where the other side said no to a connection, Unreachable has its code as `refused`."""
+        be a node that the authority with this pin vouches for. Raises as `call`, and NotAllowed."""
 
     async def open_stream(
         self, peer: str, method: str, body: bytes, timeout_s: float

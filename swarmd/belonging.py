@@ -45,7 +45,7 @@ from swarmd.cluster.lineage import (
 )
 from swarmd.cluster.members import join_again
 from swarmd.cluster.neighbours import GossipSettings, Neighbours
-from swarmd.cluster.noticing import notice_removal
+from swarmd.cluster.noticing import notice_refusals
 from swarmd.cluster.opening import SEEDS, OpeningSettings, ServedByOthers, open_replica
 from swarmd.cluster.remote import Remote, RemoteSettings, forget_remote, open_remote, remembered
 from swarmd.cluster.replica import NotNewest, Replica, ReplicaSettings
@@ -156,7 +156,7 @@ async def _open_cluster(
         wires = await stack.enter_async_context(
             open_transport(
                 TransportSettings(binds=mesh_binds(config)),
-                Me(node_id, raft_log.boot, of),
+                Me(node_id, raft_log.boot, of, process=int.from_bytes(os.urandom(8), "big")),
                 rng=rng, tls=tls_of(trust.identity) if proven else UNPROVEN, wall=wall,
                 admit=trust.admit, foreign=claims.note,
             )
@@ -204,7 +204,7 @@ async def _open_cluster(
             )  # fmt: skip
         nursery.start_soon(_note_swarm, cluster, raft_log, wires, claims, data_dir)
         nursery.start_soon(_go_along, cluster, raft_log, claims)
-        nursery.start_soon(notice_removal, cluster, wires)
+        nursery.start_soon(notice_refusals, cluster, wires, data_dir)
         if isinstance(cluster, Remote):
             nursery.start_soon(_hold_a_replica, cluster, raft_log, wires, rng, mesh.replicas)
         yield cluster

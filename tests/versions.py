@@ -65,8 +65,8 @@ _REPLACED: tuple[tuple[str, str, str], ...] = (
     ("mesh/swim/core.py", "            VERSION_OLDEST, VERSION,\n",
      '            VERSION_OLDEST, VERSION, "blue",\n'),
     # Between nodes: a hello has one more field.
-    ("mesh/frames.py", "    capabilities: tuple[str, ...] = ()\n",
-     '    capabilities: tuple[str, ...] = ()\n    hue: str = "blue"\n'),
+    ("mesh/frames.py", "    process: int = 0\n",
+     '    process: int = 0\n    hue: str = "blue"\n'),
     # The runner: both say more in their greeting.
     ("swarmd/drivers/process.py", '"slots": self._settings.slots}',
      '"slots": self._settings.slots, "hue": "blue"}'),

@@ -25,7 +25,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
@@ -35,7 +35,7 @@ from swarmd.domain.actors import SYSTEM
 from swarmd.domain.errors import Conflict, NotFound, Unavailable
 from swarmd.domain.jobs import AttemptId, NodeId
 from swarmd.state.commands import SINCE, LoseAttempts
-from swarmd.state.queries import Duty, Hold, IsMember, ListDuties, ViewLeases
+from swarmd.state.queries import Duty, Hold, ListDuties, ListMemberIds, ViewLeases
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,14 @@ LOOK_EVERY_S = 0.5
 VERSION_LOOK_S = 0.5
 ATTEMPTS_PER_ENTRY = 100
 LOSES_SINCE = SINCE[LoseAttempts]
+
+
+@dataclass(slots=True)
+class _Word:
+    began: float
+    come: trio.Event = field(default_factory=trio.Event)
+    members: frozenset[str] | None = None
+    """None: nobody answered."""
 
 
 class Leases:
@@ -71,6 +79,8 @@ class Leases:
         self._taking: set[NodeId] = set()
         """Of these something is being given away: until that is in the state, they get nothing."""
         self._taken = trio.Event()
+        self._word: _Word | None = None
+        """Asked for now."""
         self.arrived: Callable[[], None] = lambda: None
         """Called when a node that was not there has come."""
 
@@ -83,9 +93,7 @@ class Leases:
         if self.present(node_id):
             await trio.sleep(GATHER_S - heard % GATHER_S)
         with trio.move_on_after(CONFIRM_S_MAX):
-            with local_reads(False):
-                known = await self._cluster.read(IsMember(node_id))
-            if not known:
+            if node_id not in await self._members_since(heard):
                 raise NotFound("no such node", node_id=node_id[:128])
             while node_id in self._taking:
                 await self._taken.wait()
@@ -97,6 +105,24 @@ class Leases:
                 self.arrived()
             return Lease(LEASE_S, self._alone_with(node_id))
         raise Unavailable("no quorum says that this node leads; ask again")
+
+    async def _members_since(self, heard: float) -> frozenset[str]:
+        """Who is a member, by the word of a quorum that was asked for behind that moment. Those
+        who wait share one asking; where it comes to nothing another of them asks."""
+        while True:
+            word = self._word
+            if word is None:
+                word = self._word = _Word(trio.current_time())
+                try:
+                    with local_reads(False):
+                        word.members = await self._cluster.read(ListMemberIds())
+                finally:
+                    self._word = None
+                    word.come.set()
+            else:
+                await word.come.wait()
+            if word.members is not None and word.began >= heard:
+                return word.members
 
     def _leads(self) -> bool:
         standing = self._cluster.leadership()

@@ -173,8 +173,8 @@ class FindHold(Query["Hold | None"], frozen=True):
     node_id: str
 
 
-class IsMember(Query[bool], frozen=True):
-    node_id: str
+class ListMemberIds(Query["frozenset[str]"], frozen=True):
+    """Of nodes that are members."""
 
 
 class ListNodes(Query["list[Node]"], frozen=True):
@@ -370,9 +370,8 @@ def _view_leases(conn: Conn, query: ViewLeases) -> LeasesView:
     return LeasesView(tuple(row[0] for row in busy), tuple(Hold(*row) for row in holds))
 
 
-def _is_member(conn: Conn, query: IsMember) -> bool:
-    sql = "SELECT 1 FROM nodes WHERE id = ? AND kind = 'member'"
-    return conn.execute(sql, (query.node_id,)).fetchone() is not None
+def _list_member_ids(conn: Conn, query: ListMemberIds) -> frozenset[str]:
+    return frozenset(row[0] for row in conn.execute("SELECT id FROM nodes WHERE kind = 'member'"))
 
 
 def _list_claims(conn: Conn, query: ListClaims) -> list[ClaimHeld]:
@@ -462,7 +461,7 @@ QUERIES: dict[type[Any], Callable[[Conn, Any], Any]] = {
     ListClaims: _list_claims,
     ViewLeases: _view_leases,
     FindHold: _find_hold,
-    IsMember: _is_member,
+    ListMemberIds: _list_member_ids,
     ListNodes: _list_nodes,
     GetTrust: _get_trust,
     CompletedBy: _completed_by,

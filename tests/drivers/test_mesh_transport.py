@@ -15,6 +15,7 @@ import trio
 import trio.testing
 
 from mesh.frames import Call, Hello, append, encode
+from mesh.pipes import PlainPipe
 from mesh.wires import NotAllowed, Refused, TimedOut, TooLarge, Unreachable
 from tests.wires import Links, authority, node, nodes, until
 
@@ -640,3 +641,26 @@ async def a_process(name: str, tls: bool):  # type: ignore[no-untyped-def]
             yield process, line.decode().strip()
         finally:
             process.kill()
+
+
+async def test_what_does_not_go_at_once_goes_before_what_follows() -> None:
+    left, right = socket.socketpair()
+    with left, right:
+        left.setblocking(False)
+        right.setblocking(False)
+        pipe, heard = PlainPipe(left), bytearray()
+        first, second = random.Random(3).randbytes(2**21), b"and then this"
+        pipe.send_now(first)
+        assert pipe.pending
+        pipe.send_now(second)
+
+        async def hear() -> None:
+            other = PlainPipe(right)
+            while len(heard) < len(first) + 2 * len(second):
+                heard.extend(await other.receive())
+
+        with trio.fail_after(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(hear)
+                await pipe.send(second)
+        assert not pipe.pending and heard == first + second + second

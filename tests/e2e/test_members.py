@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +226,46 @@ def test_a_copy_of_a_host_gets_its_name_only_by_an_operators_word(
         assert first_sees(asked, held.name)
     finally:
         end_lonely(lonely, folder)
+
+
+def test_a_copied_data_directory_is_refused_while_the_first_lives(three: Swarm) -> None:
+    first = three.followers()[0]
+    others = [n for n in three.nodes if n is not first]
+    settings = {**first.settings, "node": {**first.settings["node"], "bind": ["127.0.0.4"]}}
+    copy = Node(first.name, "127.0.0.4", three.folder / "copy", settings)
+    first.daemon.process.send_signal(signal.SIGSTOP)
+    shutil.copytree(first.data_dir, copy.data_dir, ignore=lambda folder, names: [
+        name for name in names if not (Path(folder) / name).is_file()
+        and not (Path(folder) / name).is_dir()
+    ])  # fmt: skip
+    first.daemon.process.send_signal(signal.SIGCONT)
+    with closing(others[0].state()) as state:
+        (before,) = state.execute("SELECT body FROM nodes WHERE name=?", (first.name,)).fetchall()
+    with pytest.raises(AssertionError, match="another process runs under this node's id") as ended:
+        try:
+            copy.start()
+        finally:
+            copy.end()
+    assert "Move" in str(ended.value) and str(copy.data_dir) in str(ended.value)
+    assert all("another process runs under the id" in n.log() for n in others)
+    # The first never noticed, and is where it was.
+    three.wait_whole()
+    assert first.ended(others[0].run("true", constraints=[f"node.name=={first.name}"]))
+    for node in others:
+        with closing(node.state()) as state:
+            found = state.execute("SELECT body FROM nodes WHERE name=?", (first.name,)).fetchall()
+        assert found == [before], node.name
+    # Without the first it is the node, at another place.
+    first.end()
+    copy.start()
+    try:
+        here = [copy, *others]
+        until(lambda: all(set(names(n).values()) == {"voter"} for n in here), "no three voters")
+        until(lambda: first_sees(others[0], copy.name), "it is not seen")
+        job = others[0].run("true", constraints=[f"node.name=={copy.name}"])
+        assert copy.ended(job)["status"] == "completed"
+    finally:
+        copy.end()
 
 
 def test_bad_words_change_nothing(three: Swarm) -> None:

@@ -33,9 +33,9 @@ from swarmd.domain.jobs import (
 from swarmd.domain.nodes import Node
 from swarmd.runner.core import LEASE_GRACE_MS
 from swarmd.state.commands import LoseAttempts
-from swarmd.state.queries import Duty, Hold, IsMember, LeasesView, ListDuties, ViewLeases
+from swarmd.state.queries import Duty, Hold, LeasesView, ListDuties, ListMemberIds, ViewLeases
 
-A, B = NodeId("a"), NodeId("b")
+A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
 
 
 def duty(attempt_id: int, node_id: NodeId = B, disconnect_s: float | None = None) -> Duty:
@@ -81,6 +81,8 @@ class Cluster:
         self.lost: list[tuple[float, LoseAttempts]] = []
         self.proposing: trio.Event | None = None
         self.learners: tuple[NodeId, ...] = ()
+        self.words = 0
+        """So often a quorum was asked who is a member."""
 
     def cluster_version(self) -> int:
         return self.version
@@ -96,8 +98,9 @@ class Cluster:
             await self.quorum.wait()
         await trio.lowlevel.checkpoint()
         match query:
-            case IsMember(node_id=node_id):
-                return node_id in self.members
+            case ListMemberIds():
+                self.words += 1
+                return frozenset(self.members)
             case ViewLeases():
                 busy = tuple(n for n, duties in self.work.items() if duties)
                 return LeasesView(busy, tuple(self.holds))
@@ -335,3 +338,50 @@ async def test_who_comes_is_told_of(autojump_clock: trio.testing.MockClock) -> N
     assert not leases.present(B)
     await leases.renew(RenewLease(B))
     assert came == 2
+
+
+async def test_those_who_gather_share_a_word(autojump_clock: trio.testing.MockClock) -> None:
+    cluster = Cluster(B, C)
+    leases = leases_of(cluster)
+    for node_id in (A, B, C):
+        await leases.renew(RenewLease(node_id))
+    assert cluster.words == 3  # who has no lease waits for nobody
+    async with trio.open_nursery() as nursery:
+        for node_id in (A, B, C):
+            nursery.start_soon(leases.renew, RenewLease(node_id))
+    assert cluster.words == 4
+
+
+async def test_a_word_that_was_asked_for_earlier_does_not_count(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    cluster = Cluster(B, C)
+    leases = leases_of(cluster)
+    cluster.quorum = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(leases.renew, RenewLease(B))
+        await trio.sleep(0.1)
+        del cluster.members[C]
+        nursery.start_soon(refused_as_unknown, leases, C)
+        await trio.sleep(0.1)
+        cluster.quorum.set()
+    assert cluster.words == 2 and leases.present(B)
+
+
+async def refused_as_unknown(leases: Leases, node_id: NodeId) -> None:
+    with pytest.raises(NotFound):
+        await leases.renew(RenewLease(node_id))
+
+
+async def test_who_waits_for_one_that_is_cut_off_asks_itself(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    cluster = Cluster(B, C)
+    leases = leases_of(cluster)
+    cluster.quorum = trio.Event()
+    async with trio.open_nursery() as nursery:
+        with trio.move_on_after(0.1):
+            nursery.start_soon(leases.renew, RenewLease(B))
+            await leases.renew(RenewLease(C))
+        cluster.quorum.set()
+    assert leases.present(B) and not leases.present(C)

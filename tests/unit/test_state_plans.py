@@ -185,7 +185,7 @@ def ask_everything(state: State) -> list[object]:
         q.ListNodes(), q.GetTrust(), q.CompletedBy(), q.UsageOf("n1"), q.GetSetting("a"),
         q.FindBlob(SHA), q.ListEvents(0), q.GetStanding(), q.FindOutcomes(1, 1, (1, 2)),
         q.LastBoot(1),
-        q.ListHolders(SHA), q.ViewLeases(), q.FindHold("n1"), q.IsMember("n1"),
+        q.ListHolders(SHA), q.ViewLeases(), q.FindHold("n1"), q.ListMemberIds(),
     )  # fmt: skip
     asked: list[object] = [*map(q.ListJobs, filters), *one]
     for query in asked:
