@@ -40,6 +40,7 @@ from mesh.raft import (
     decode_change,
 )
 from mesh.succession import Succession
+from mesh.ticking import Ticking
 from mesh.timing import Rng, Timing
 from mesh.wal import RaftLog, write_patiently
 from mesh.wal_errors import LogBusy
@@ -110,9 +111,7 @@ class Consensus:
         self._succession = Succession(raft_id, node, wires, timing, rng, self._kick)
         self._broken: BaseException | None = None
         self._runs = False
-        self._ticked_at = trio.current_time()
-        self._ticking = trio.CancelScope()
-        """Sleeps until something is due."""
+        self._ticking = Ticking(node, timing, lambda: self.leads)
 
     # What others ask of it.
 
@@ -213,7 +212,7 @@ class Consensus:
                 self._nursery = nursery
                 self._runs = True
                 self._succession.begin(nursery)
-                nursery.start_soon(self._tick)
+                nursery.start_soon(self._ticking.run, self._ticked)
                 while True:
                     self._work()
                     await self._wake.wait()
@@ -229,39 +228,9 @@ class Consensus:
         if not up and self._names.get(self._core.lead) == peer:
             self._succession.suspect(peer)
 
-    # Time. Ticks are counted when something comes, and this node is woken only for one with which
-    # something is due: a follower hears of its leader long before.
-
-    async def _tick(self) -> None:
-        self._ticked_at = trio.current_time()
-        while True:
-            with trio.CancelScope(deadline=self._due_at()) as self._ticking:
-                await trio.sleep_forever()
-            self._pass_time(trio.current_time(), awaited=True)
-            self._succession.look()
-            self._settle()
-
-    def _due_at(self) -> float:
-        return self._ticked_at + self._node.ticks_to_act() * self._timing.tick_s
-
-    def _pass_time(self, now: float, *, awaited: bool = False) -> None:
-        """Ticks that were missed, as this process was held up, are dropped: a burst of them would
-        depose a leader for nothing. Who does not lead is given one tick more then, for what may lie
-        in its sockets."""
-        passed = int((now - self._ticked_at) / self._timing.tick_s + _ROUNDING)
-        if passed <= 0:
-            return
-        left = self._node.ticks_to_act()
-        acts = awaited and (passed == left or (passed > left and self.leads))
-        for _ in range(left if acts else min(passed, left - 1)):
-            self._node.tick()
-        self._ticked_at = now if passed > left else self._ticked_at + passed * self._timing.tick_s
-
-    def _keep_time(self) -> None:
-        """What is due may be due earlier than it was, as for whoever leads now."""
-        due_at = self._due_at()
-        if due_at < self._ticking.deadline:
-            self._ticking.deadline = due_at
+    def _ticked(self) -> None:
+        self._succession.look()
+        self._settle()
 
     def _receive(self, peer: str, body: bytes) -> None:
         if self._broken is not None:
@@ -297,7 +266,7 @@ class Consensus:
         self._wake_if_due()
 
     def _take(self, message: Message) -> None:
-        self._pass_time(trio.current_time())
+        self._ticking.catch_up()
         try:
             self._node.step(message)
         except (PeerNotFound, ProposalDropped, ReadDropped):
@@ -353,7 +322,7 @@ class Consensus:
                 self._wake.set()
             self._application.changed()
         self._succession.look()
-        self._keep_time()
+        self._ticking.look()
 
     def _send(self, message: Message) -> None:
         peer = self._names.get(message.to)
@@ -483,7 +452,5 @@ def core_config(raft_id: int, timing: Timing, applied: int) -> Config:
     )
 
 
-_ROUNDING = 1e-6
-"""Of a tick: sums of floats that come to a little less are whole."""
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(Message).decode
