@@ -335,8 +335,12 @@ def test_files_that_cannot_be_trusted_end_the_node_with_the_words_of_the_page(
         swarm.nodes = [n1, swarm["n2"], fresh]
         fresh.start()
         swarm.wait_level()
-        rows = {n["name"]: (n["status"], n["role"]) for n in fresh.status()["nodes"]}
-        assert (rows["n3"], rows["n4"][0]) == (("dead", "voter"), "alive")
+
+        def told() -> bool:  # once gossip has told the new node that n3 said farewell
+            rows = {n["name"]: (n["status"], n["role"]) for n in fresh.status()["nodes"]}
+            return (rows["n3"], rows["n4"][0]) == (("left", "voter"), "alive")
+
+        until(told, "n3, which was stopped, is not seen as one that left")
 
 
 @pytest.mark.parametrize("which", ["log", "both"])
