@@ -1,0 +1,427 @@
+"""Is there one order? A checker of histories, after Wing and Gong, with Lowe's memory of failures.
+
+A history says what each client asked, when it began and when it ended, and what it was told. It is
+linearizable if every operation can be given one moment between its beginning and its end, so that
+all of them, one after the other in that order, would have been told just that. An operation whose
+outcome nobody learned may have taken effect at any moment since it began, or never.
+
+Only the standard library is needed. `python -m tests.linearize FILE...` reads Jepsen's logs of a
+register and our own records, and says `FILE true` or `FILE false`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TextIO
+
+STEPS_MAX = 20_000_000
+"""After so many moves the checker gives up on a key, and says so: the problem is NP-complete."""
+
+
+class Unknown:
+    """The outcome of an operation that nobody was told."""
+
+    def __repr__(self) -> str:
+        return "UNKNOWN"
+
+
+UNKNOWN = Unknown()
+
+
+@dataclass(slots=True)
+class Operation:
+    client: str
+    kind: str
+    argument: Any = None
+    """What was asked; for a compare-and-set, the pair."""
+    result: Any = UNKNOWN
+    began: float = 0.0
+    ended: float = math.inf
+    key: str = ""
+
+    @property
+    def known(self) -> bool:
+        return self.result is not UNKNOWN
+
+    def __str__(self) -> str:
+        asked = "" if self.argument is None else f" {self.argument!r}"
+        told = f" -> {self.result!r}" if self.known else ", and was not told how it ended"
+        key = f" {self.key}" if self.key else ""
+        return f"{self.client}: {self.kind}{key}{asked}{told} [{self.began:g}, {self.ended:g}]"
+
+
+class Model(Protocol):
+    """What one thing does, were there only one client."""
+
+    first: Hashable
+    """Its state before anybody came."""
+
+    def after(self, state: Any, operation: Operation) -> Iterable[Hashable]:
+        """The states that it may be in once it told the operation's result; none: it never does.
+        Where the result is not known, whatever taking effect may lead to."""
+
+
+# What is checked
+
+
+class Register:
+    """read, write, cas [from, to] -> whether it was done."""
+
+    first = None
+
+    def after(self, state: Any, operation: Operation) -> Iterable[Hashable]:
+        match operation.kind:
+            case "read":
+                return (state,) if operation.result == state or not operation.known else ()
+            case "write":
+                return (operation.argument,)
+            case "cas":
+                expected, new = operation.argument
+                if operation.result is False:
+                    return () if state == expected else (state,)
+                return (new,) if state == expected else ()
+        raise ValueError(f"a register does not know {operation.kind!r}")
+
+
+class Setting(Register):
+    """A register that also keeps what was there: keep VALUE -> the value that it has then."""
+
+    def after(self, state: Any, operation: Operation) -> Iterable[Hashable]:
+        if operation.kind != "keep":
+            return super().after(state, operation)
+        kept = operation.argument if state is None else state
+        return (kept,) if operation.result == kept or not operation.known else ()
+
+
+class Queue:
+    """First in, first out: enqueue VALUE, dequeue -> the oldest, or None where it is empty."""
+
+    first: tuple[Hashable, ...] = ()
+
+    def after(self, state: Any, operation: Operation) -> Iterable[Hashable]:
+        match operation.kind:
+            case "enqueue":
+                return ((*state, operation.argument),)
+            case "dequeue":
+                oldest = state[0] if state else None
+                return (state[1:],) if operation.result == oldest or not operation.known else ()
+        raise ValueError(f"a queue does not know {operation.kind!r}")
+
+
+class Job:
+    """One job of ours: submit, see -> [attempts begun, status], cancel -> whether it was stopped.
+
+    It goes on by itself: it waits, runs, and waits again for a later attempt, until it ends. What
+    has ended stays as it is, what was cancelled never completes, and nothing goes backwards.
+    """
+
+    first: Hashable = None
+    ENDED = ("completed", "failed", "cancelled")
+
+    def after(self, state: Any, operation: Operation) -> Iterable[Hashable]:
+        match operation.kind:
+            case "submit":
+                return ((0, "pending"),) if state is None else ()
+            case "see":
+                return self._seen(state, operation)
+            case "cancel":
+                return self._cancelled(state, operation)
+        raise ValueError(f"a job does not know {operation.kind!r}")
+
+    def _seen(self, state: Any, operation: Operation) -> Iterable[Hashable]:
+        if not operation.known:
+            return (state,)
+        if operation.result is None or state is None:
+            return (state,) if operation.result is None and state is None else ()
+        attempts, status = operation.result
+        if state[1] in self.ENDED:
+            return (state,) if operation.result == state else ()
+        if status not in self.ENDED and _turn(attempts, status) < _turn(*state):
+            return ()
+        return ((attempts, status),) if attempts >= state[0] else ()
+
+    def _cancelled(self, state: Any, operation: Operation) -> Iterable[Hashable]:
+        if state is None:
+            return (state,) if operation.result is None or not operation.known else ()
+        if not operation.known:
+            return (state,) if state[1] in self.ENDED else ((state[0], "cancelled"),)
+        if state[1] in self.ENDED:
+            return (state,) if operation.result is False else ()
+        if operation.result is True:
+            return ((state[0], "cancelled"),)
+        # It ended by itself just before; how, whoever looks next will see.
+        return ((state[0], "completed"), (state[0], "failed"))
+
+
+def _turn(attempts: int, status: str) -> int:
+    """Waiting, running the first time, waiting again, running the second time, and so on."""
+    return 2 * attempts - (status == "running")
+
+
+MODELS: dict[str, Model] = {
+    "register": Register(), "setting": Setting(), "queue": Queue(), "job": Job(),
+}  # fmt: skip
+
+
+# The search
+
+
+class Undecided(Exception):
+    """Too many ways to try."""
+
+
+@dataclass
+class Verdict:
+    linearizable: bool
+    key: str = ""
+    order: list[Operation] = field(default_factory=list)
+    """One order; or as much of one as was found."""
+    stuck: Operation | None = None
+    """Had ended, and has no place after any of the orders that were tried."""
+
+    def __bool__(self) -> bool:
+        return self.linearizable
+
+    def __str__(self) -> str:
+        if self.linearizable:
+            return "linearizable"
+        lines = [f"not linearizable{f' at {self.key}' if self.key else ''}; the longest order:"]
+        lines += [f"  {operation}" for operation in self.order]
+        return "\n".join([*lines, f"  and then there is no place for {self.stuck}"])
+
+
+def check(history: Iterable[Operation], model: Model, *, steps_max: int = STEPS_MAX) -> Verdict:
+    """Whether it is linearizable: a history is if each key's part of it is."""
+    parts: dict[str, list[Operation]] = defaultdict(list)
+    for operation in history:
+        parts[operation.key].append(operation)
+    verdict = Verdict(True)
+    for key, part in parts.items():
+        verdict = _Search(part, model, steps_max).run()
+        if not verdict:
+            verdict.key = key
+            return verdict
+    return verdict
+
+
+class _Search:
+    """Beginnings and ends stand in a list, by time. A beginning that comes before the first end may
+    be the next in the order; it is taken out together with its end. At an end nothing more may be
+    passed over: whoever stands there was left too long, and the last choice is taken back."""
+
+    def __init__(self, part: Sequence[Operation], model: Model, steps_max: int) -> None:
+        self.model = model
+        self.steps_left = steps_max
+        self.operations = sorted(part, key=lambda each: each.began)
+        marks: list[tuple[float, bool, int]] = []
+        for n, operation in enumerate(self.operations):
+            marks.append((operation.began, False, n))
+            if operation.known:
+                marks.append((operation.ended, True, n))
+        marks.sort()  # of one moment, the beginnings come first: those were there together
+        self.of = [-1] + [n for _, _, n in marks]
+        """Whose mark it is; 0 is the list's head."""
+        self.ends = [False] + [end for _, end, _ in marks]
+        self.end_at = [0] * len(self.operations)
+        for at, (n, end) in enumerate(zip(self.of, self.ends, strict=True)):
+            if end:
+                self.end_at[n] = at
+        self.after = [*range(1, len(self.of)), 0]
+        self.before = [len(self.of) - 1, *range(len(self.of) - 1)]
+
+    def run(self) -> Verdict:
+        left = sum(operation.known for operation in self.operations)
+        state: Hashable = self.model.first
+        placed, at = 0, self.after[0]
+        failed: set[tuple[int, Hashable]] = set()
+        order: list[tuple[int, int, Hashable, Iterator[Hashable]]] = []
+        """Each choice: the mark, what was placed before it and the state then, and what else its
+        operation may have led to."""
+        best: list[int] = []
+        stuck: int | None = None
+        ways: Iterator[Hashable] | None = None
+        while left:
+            if self.steps_left <= 0:
+                raise Undecided(f"{len(self.operations)} operations have too many orders")
+            self.steps_left -= 1
+            n = self.of[at]
+            if not self.ends[at]:
+                if ways is None:
+                    ways = iter(self._ways(state, self.operations[n]))
+                chosen = next(
+                    (way for way in ways if (placed | 1 << n, way) not in failed), UNKNOWN
+                )
+                if chosen is UNKNOWN:
+                    at, ways = self.after[at], None
+                    continue
+                failed.add((placed | 1 << n, chosen))
+                order.append((at, placed, state, ways))
+                placed, state, ways = placed | 1 << n, chosen, None
+                left -= self.operations[n].known
+                self._take_out(at)
+                at = self.after[0]
+                continue
+            if len(order) >= len(best):
+                best, stuck = [self.of[mark] for mark, *_ in order], n
+            if not order:
+                return Verdict(False, order=self._told(best), stuck=self.operations[stuck or 0])
+            at, placed, state, ways = order.pop()
+            left += self.operations[self.of[at]].known
+            self._put_back(at)
+        return Verdict(True, order=self._told(self.of[mark] for mark, *_ in order))
+
+    def _ways(self, state: Hashable, operation: Operation) -> Iterable[Hashable]:
+        """What nobody was told of, and changed nothing, may as well not have been."""
+        ways = self.model.after(state, operation)
+        return ways if operation.known else [way for way in ways if way != state]
+
+    def _told(self, numbers: Iterable[int]) -> list[Operation]:
+        return [self.operations[n] for n in numbers]
+
+    def _take_out(self, at: int) -> None:
+        self._unlink(at)
+        if end := self.end_at[self.of[at]]:
+            self._unlink(end)
+
+    def _put_back(self, at: int) -> None:
+        if end := self.end_at[self.of[at]]:
+            self._link(end)
+        self._link(at)
+
+    def _unlink(self, at: int) -> None:
+        self.after[self.before[at]] = self.after[at]
+        self.before[self.after[at]] = self.before[at]
+
+    def _link(self, at: int) -> None:
+        self.after[self.before[at]] = at
+        self.before[self.after[at]] = at
+
+
+# Histories in files
+
+_JEPSEN = re.compile(r"^INFO\s+jepsen\.util\s+-\s+(\d+)\s+:(\w+)\s+:(\w+)\s+(.+?)\s*$")
+_FORM = "swarmd-history"
+
+
+class Unreadable(Exception):
+    """This is no history."""
+
+
+def read_jepsen(lines: Iterable[str]) -> list[Operation]:
+    """A register's log. What failed did nothing, but for a compare-and-set: it compared."""
+    history: list[Operation] = []
+    under_way: dict[str, Operation] = {}
+    for at, line in enumerate(lines):
+        if (found := _JEPSEN.match(line)) is None:
+            continue
+        client, event, kind, words = found.groups()
+        if event == "invoke":
+            if client in under_way:
+                raise Unreadable(f"line {at + 1}: {client} begins anew before it has ended")
+            operation = Operation(client, kind, _jepsen_value(words), began=at)
+            under_way[client] = operation
+            history.append(operation)
+            continue
+        ending = under_way.pop(client, None)
+        if ending is None or ending.kind != kind:
+            raise Unreadable(f"line {at + 1}: {client} ends what it had not begun")
+        match event, kind:
+            case "ok", "read":
+                ending.result, ending.ended = _jepsen_value(words), at
+            case "ok", _:
+                ending.result, ending.ended = True, at
+            case "fail", "cas" if not words.startswith(":"):
+                ending.result, ending.ended = False, at
+            case "fail", _:
+                history.remove(ending)
+            case "info", _:
+                pass
+            case _:
+                raise Unreadable(f"line {at + 1}: nobody knows the event {event!r}")
+    return history
+
+
+def _jepsen_value(words: str) -> Any:
+    if words == "nil":
+        return None
+    if words.startswith("["):
+        return tuple(_jepsen_value(word) for word in words.strip("[]").split())
+    try:
+        return int(words)
+    except ValueError:
+        raise Unreadable(f"{words!r} is no value of a register") from None
+
+
+def write(history: Iterable[Operation], model: str, to: TextIO) -> None:
+    """Our own form: a line that names the model, and a line of JSON for each operation."""
+    to.write(json.dumps({"form": _FORM, "model": model}) + "\n")
+    for each in history:
+        line: dict[str, Any] = {"client": each.client, "kind": each.kind, "began": each.began}
+        line |= {"key": each.key} if each.key else {}
+        line |= {} if each.argument is None else {"argument": each.argument}
+        line |= {"ended": each.ended, "result": each.result} if each.known else {}
+        to.write(json.dumps(line) + "\n")
+
+
+def read(lines: Iterable[str]) -> tuple[list[Operation], str]:
+    """A history, and the name of its model, from either form."""
+    text = list(lines)
+    head = _our_head(text[0]) if text else None
+    if head is None:
+        history = read_jepsen(text)
+        if not history:
+            raise Unreadable("it is neither a log of Jepsen's nor a record of ours")
+        return history, "register"
+    if (model := head.get("model")) not in MODELS:
+        raise Unreadable(f"its model is {model!r}; there are {', '.join(MODELS)}")
+    return [_operation(json.loads(line)) for line in text[1:] if line.strip()], str(model)
+
+
+def _our_head(line: str) -> Mapping[str, Any] | None:
+    try:
+        head = json.loads(line)
+    except ValueError:
+        return None
+    return head if isinstance(head, dict) and head.get("form") == _FORM else None
+
+
+def _operation(line: Mapping[str, Any]) -> Operation:
+    known = "ended" in line
+    return Operation(
+        line["client"], line["kind"], _frozen(line.get("argument")),
+        _frozen(line["result"]) if known else UNKNOWN,
+        line["began"], line["ended"] if known else math.inf, line.get("key", ""),
+    )  # fmt: skip
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(map(_frozen, value)) if isinstance(value, list) else value
+
+
+def main(paths: Sequence[str]) -> int:
+    if not paths:
+        print("usage: python -m tests.linearize FILE...", file=sys.stderr)
+        return 2
+    unread = 0
+    for path in paths:
+        try:
+            with Path(path).open(encoding="utf-8") as lines:
+                history, model = read(lines)
+            verdict = check(history, MODELS[model])
+        except (OSError, Unreadable, Undecided, ValueError, KeyError, TypeError) as error:
+            print(f"{path}: {error}", file=sys.stderr)
+            unread += 1
+            continue
+        print(path, "true" if verdict else "false")
+    return 2 if unread else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
