@@ -21,6 +21,7 @@ from swarmd.agent.launch import JOB_PATH, Account, error_of, find_program, order
 from swarmd.agent.leases import NodeLease
 from swarmd.agent.logs import AttemptLogs
 from swarmd.agent.output import cut_file
+from swarmd.agent.runners import Runner, Shelves
 from swarmd.cluster.asks import EndWork
 from swarmd.cluster.feed import FellBehind, Wanted
 from swarmd.cluster.handle import Cluster, local_reads
@@ -37,7 +38,6 @@ from swarmd.domain.jobs import (
     Result,
 )
 from swarmd.drivers.frames import AttemptOrder, Ended, Started
-from swarmd.drivers.process import RunnerClient
 from swarmd.state.commands import AddBlob, AttemptReport, Command, ReportAttempts, T
 from swarmd.state.queries import Duty, ListDuties
 
@@ -85,8 +85,9 @@ class _Report:
 
 
 class Attempts:
-    def __init__(self, cluster: Cluster, runner: RunnerClient, binaries: Binaries,
-                 root: Path, settings: AttemptsSettings, links: bool) -> None:  # fmt: skip
+    def __init__(self, cluster: Cluster, runner: Runner, binaries: Binaries,
+                 root: Path, settings: AttemptsSettings, links: bool,
+                 directories: Shelves | None = None) -> None:  # fmt: skip
         self._cluster = cluster
         self._runner = runner
         self._binaries = binaries
@@ -104,7 +105,7 @@ class Attempts:
         self._runner_pid = 0
         self._lease = NodeLease(cluster, runner, self)
         self.logs = AttemptLogs(root, self._is_running)
-        self.directories = Directories(root, self._forget_logs)
+        self.directories = directories or Directories(root, self._forget_logs)
 
     async def drain(self) -> None:
         """End what runs here and, where anybody leads, wait until the swarm knows; start nothing

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import trio
 
+from swarmd.agent.runners import Leasing
 from swarmd.cluster.asks import Lease, RenewLease
 from swarmd.cluster.handle import LEADER, Cluster, Leadership, local_reads
 from swarmd.domain.actors import Actor
@@ -36,14 +37,6 @@ HOLD_S_MAX = 2.0
 """A planned stop is not held up for longer, with or without the swarm's knowledge."""
 
 
-class Runner(Protocol):
-    def boottime_ns(self) -> int: ...
-
-    async def renew(
-        self, ids: Sequence[int], lease_s: float, from_ns: int | None = None
-    ) -> list[int]: ...
-
-
 class Work(Protocol):
     """What runs by the lease."""
 
@@ -61,7 +54,7 @@ class Work(Protocol):
 
 
 class NodeLease:
-    def __init__(self, cluster: Cluster, runner: Runner, work: Work) -> None:
+    def __init__(self, cluster: Cluster, runner: Leasing, work: Work) -> None:
         self._cluster = cluster
         self._runner = runner
         self._work = work

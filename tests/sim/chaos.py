@@ -16,11 +16,11 @@ from swarmd.cluster.proposals import ProposalSettings
 from swarmd.cluster.replica import ReplicaSettings
 from swarmd.domain.errors import Busy, Conflict, Unavailable
 from swarmd.domain.jobs import NodeId
+from swarmd.sim.network import Weather
+from swarmd.sim.world import CLIENT, World
 from swarmd.state.commands import PutSetting
 from swarmd.state.queries import GetSetting
-from tests.sim.network import Weather
 from tests.sim.registers import History, Read, Write
-from tests.sim.world import CLIENT, World
 
 REGISTERS = ("left", "middle", "right")
 HOUR_MS = 3_600_000

@@ -11,10 +11,11 @@ from swarmd.cluster.replica import INSTALLING
 from swarmd.cluster.snapshots import METHOD, decode_conf
 from swarmd.domain.errors import Unavailable
 from swarmd.domain.jobs import NodeId
+from swarmd.sim.world import CLIENT, World
 from swarmd.state.commands import PutSetting
 from swarmd.state.machine import Place
 from tests.sim.chaos import quick
-from tests.sim.world import CLIENT, World, simulated
+from tests.sim.world import simulated
 
 
 async def fall_behind(world: World, name: str, entries: int = 100) -> None:

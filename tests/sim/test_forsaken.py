@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import trio
 
-from tests.sim.world import World, simulated
+from swarmd.sim.world import World
+from tests.sim.world import simulated
 
 
 @simulated(61)

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from mesh.swim import LAN, WAN, Change, MemberChanged, NameConflict, OwnIdTaken, Settings, State
-from tests.sim.gossip import GossipWorld, Host, Weather
+from swarmd.sim.gossip import GossipWorld, Host, Weather
 from tests.sim.test_chaos import seeds
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from mesh.swim import State
-from tests.sim.gossip import GossipWorld, Weather
+from swarmd.sim.gossip import GossipWorld, Weather
 
 IDLE_BYTES_MAX = 600
 """A second and node, before they are sealed; 61 more a datagram after."""

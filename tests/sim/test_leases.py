@@ -14,11 +14,12 @@ import trio
 from swarmd.control.leases import GIVE_AWAY_S, LEASE_S
 from swarmd.domain.errors import Unavailable
 from swarmd.domain.jobs import JobStatus, NodeId
+from swarmd.sim.network import Weather
+from swarmd.sim.workers import Workers
+from swarmd.sim.world import CLIENT, World
 from swarmd.state.commands import HoldAttempts
 from swarmd.state.queries import ViewLeases
-from tests.sim.network import Weather
-from tests.sim.workers import Workers
-from tests.sim.world import CLIENT, World, simulated
+from tests.sim.world import simulated
 
 NAMES = ("a", "b", "c")
 SEEDS = range(1, 7)

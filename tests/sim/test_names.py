@@ -10,10 +10,11 @@ from swarmd.cluster.asks import TakePlace
 from swarmd.domain.errors import Conflict, NotFound
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Node
+from swarmd.sim.workers import Workers
+from swarmd.sim.world import World
 from swarmd.state.commands import PutNode
 from swarmd.state.queries import ListNodes
-from tests.sim.workers import Workers
-from tests.sim.world import World, simulated
+from tests.sim.world import simulated
 
 
 async def names(world: World, asked: str) -> dict[str, str]:

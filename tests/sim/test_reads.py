@@ -9,10 +9,11 @@ import trio
 
 from swarmd.domain.errors import Busy, SwarmError, Unavailable
 from swarmd.domain.jobs import NodeId
+from swarmd.sim.network import Weather
+from swarmd.sim.world import CLIENT, World
 from swarmd.state.commands import PruneEvents, PutSetting
 from tests.sim.chaos import HOUR_MS
-from tests.sim.network import Weather
-from tests.sim.world import CLIENT, World, simulated
+from tests.sim.world import simulated
 
 
 async def a_follower(world: World) -> str:

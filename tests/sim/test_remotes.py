@@ -15,11 +15,12 @@ from swarmd.cluster.remote import Remote
 from swarmd.domain.errors import Busy, Unavailable
 from swarmd.domain.events import SettingChanged
 from swarmd.domain.jobs import NodeId
+from swarmd.sim.remotes import Remotes
+from swarmd.sim.world import CLIENT, World
 from swarmd.state.commands import PutSetting
 from swarmd.state.queries import GetSetting, ListEvents
 from tests.sim.registers import History, Read, Write
-from tests.sim.remotes import Remotes
-from tests.sim.world import CLIENT, World, simulated
+from tests.sim.world import simulated
 
 
 @asynccontextmanager

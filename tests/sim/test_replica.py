@@ -14,11 +14,12 @@ from swarmd.cluster.replica import NotNewest, ReplicaSettings
 from swarmd.domain.errors import Busy, Conflict, Unavailable, leaves
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Node
+from swarmd.sim.network import SimWires, Weather
+from swarmd.sim.world import CLIENT, World
 from swarmd.state.commands import VERSION, PruneEvents, PutNode, PutSetting
 from swarmd.state.queries import ListNodes
 from tests.sim.chaos import quick
-from tests.sim.network import SimWires, Weather
-from tests.sim.world import CLIENT, World, simulated
+from tests.sim.world import simulated
 
 
 @simulated(1)

@@ -11,9 +11,10 @@ import trio
 from swarmd.cluster.opening import OpeningSettings
 from swarmd.domain.errors import SwarmError, Unavailable
 from swarmd.domain.jobs import NodeId
+from swarmd.sim.world import CLIENT, World
 from swarmd.state.commands import VERSION, HoldAttempts
 from swarmd.state.versions import Outdated
-from tests.sim.world import CLIENT, World, simulated
+from tests.sim.world import simulated
 
 OLD = VERSION - 1
 ALL = ("a", "b", "c")

@@ -12,12 +12,13 @@ import pytest
 import trio
 
 from mesh.raft import Entry, MemoryStorage, Message, MessageKind
+from swarmd.sim.witness import Broken, Witness
+from swarmd.sim.world import World
 from swarmd.state.machine import Place
 from swarmd.state.store import Slot, encode_batch
 from tests.sim.chaos import Chaos, quick
 from tests.sim.registers import History, Read, Stale, Write
-from tests.sim.witness import Broken, Witness
-from tests.sim.world import World, run_world
+from tests.sim.world import run_world
 
 ROOT = Path(__file__).parent.parent.parent
 

@@ -9,7 +9,8 @@ import trio
 from swarmd.cluster.opening import OpeningSettings
 from swarmd.domain.errors import Conflict, NotFound, Unavailable
 from swarmd.ops import raft, swarm
-from tests.sim.world import World, simulated
+from swarmd.sim.world import World
+from tests.sim.world import simulated
 
 
 @simulated(11)

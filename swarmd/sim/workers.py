@@ -10,6 +10,7 @@ import math
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import trio
 
@@ -17,15 +18,16 @@ from swarmd.agent.attempts import Attempts, AttemptsSettings, open_attempts
 from swarmd.agent.binaries import Binaries
 from swarmd.agent.blobs import BlobStore
 from swarmd.agent.launch import Account
+from swarmd.agent.runners import Ids, Standings
 from swarmd.cluster.handle import local_reads
 from swarmd.cluster.replica import Replica
 from swarmd.domain.jobs import Installed, Job, JobId, JobSpec
 from swarmd.domain.nodes import Capacity
-from swarmd.drivers.frames import AttemptOrder, AttemptStanding, Ended, Refusal, Started
+from swarmd.drivers.frames import AttemptOrder, AttemptStanding, Ended, Events, Refusal, Started
 from swarmd.runner.core import LEASE_GRACE_MS
+from swarmd.sim.world import Host, World
 from swarmd.state.commands import NewJob, SubmitJobs
 from swarmd.state.queries import FindJob
-from tests.sim.world import Host, World
 
 SLOTS = 4
 SETTINGS = AttemptsSettings(
@@ -124,7 +126,7 @@ class SimRunner:
         self.wake.set()
         return []
 
-    async def stop(self, ids: Sequence[int] | None, grace_s: float | None = None) -> list[int]:
+    async def stop(self, ids: Sequence[int] | None, grace_s: float | None = None) -> Ids:
         await trio.sleep(0.001)
         for attempt_id in [*self.waiting, *self.running] if ids is None else ids:
             if attempt_id in self.waiting:
@@ -134,9 +136,7 @@ class SimRunner:
         self.wake.set()
         return []
 
-    async def renew(
-        self, ids: Sequence[int], lease_s: float, from_ns: int | None = None
-    ) -> list[int]:
+    async def renew(self, ids: Sequence[int], lease_s: float, from_ns: int | None = None) -> Ids:
         await trio.sleep(0.001)
         end_ns = (self.boottime_ns() if from_ns is None else from_ns) + lease_s * 1e9
         for attempt_id in ids:
@@ -152,7 +152,7 @@ class SimRunner:
             self.ended.pop(attempt_id, None)
             self.acked.add(attempt_id)
 
-    async def list(self) -> list[AttemptStanding]:
+    async def list(self) -> Standings:
         await trio.lowlevel.checkpoint()
         return [
             *(AttemptStanding(i, "waiting") for i in self.waiting),
@@ -160,7 +160,7 @@ class SimRunner:
             *(AttemptStanding(i, "ended") for i in self.ended),
         ]
 
-    async def events(self) -> AsyncIterator[list[Started | Ended]]:
+    async def events(self) -> AsyncIterator[Events]:
         while True:
             while not self.news:
                 self.told = trio.Event()
@@ -234,13 +234,13 @@ def _started(attempt_id: int, job: _Job) -> Started:
     return Started(attempt_id, 1, job.started_ns or 0)
 
 
-class _NoDirectories:
+class _NoShelves:
     """The real ones are tidied in threads."""
 
-    def spare(self) -> None:
+    def spare(self) -> Path | None:
         return None
 
-    def ended(self, directory: object) -> None:
+    def ended(self, directory: Path) -> None:
         pass
 
     async def keep_tidy(self) -> None:
@@ -268,8 +268,7 @@ class Workers:
         root = host.place / "attempts"
         store = BlobStore(host.place / "blobs", bytes_max=1 << 20)
         binaries = Binaries(host.place / "binaries", store, bytes_max=1 << 20)
-        attempts = Attempts(replica, runner, binaries, root, SETTINGS, links=False)
-        attempts.directories = _NoDirectories()
+        attempts = Attempts(replica, runner, binaries, root, SETTINGS, False, _NoShelves())
         async with open_attempts(attempts):
             yield
 

@@ -14,11 +14,11 @@ from swarmd.cluster.remote import Remote, RemoteSettings, open_remote
 from swarmd.domain.errors import Busy, Unavailable
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Node
+from swarmd.sim.disk import Disk, SimLog
+from swarmd.sim.network import SimWires
+from swarmd.sim.world import CLIENT, EPOCH_MS, World
 from swarmd.state.commands import VERSION, Command, PutSetting
 from swarmd.state.queries import GetSetting, T
-from tests.sim.disk import Disk, SimLog
-from tests.sim.network import SimWires
-from tests.sim.world import CLIENT, EPOCH_MS, World
 
 
 @dataclass

@@ -29,13 +29,13 @@ from mesh.raft import (
 )
 from mesh.wal_errors import LogBusy
 from swarmd.domain.errors import Unavailable
+from swarmd.sim.clockwork import Timers
 from swarmd.state.commands import VERSION
 from swarmd.state.machine import Machine, Place, read_place
 from swarmd.state.queries import QUERIES, Query, T
 from swarmd.state.schema import migrate
 from swarmd.state.store import Delivered, Slot, SnapshotFile, decode_slots, hash_file
 from swarmd.state.versions import Outdated, check_known, in_force_in
-from tests.sim.clockwork import Timers
 
 OnDone = Callable[[], None]
 

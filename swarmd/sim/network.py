@@ -29,7 +29,7 @@ from mesh.wires import (
     Unreachable,
     WireError,
 )
-from tests.sim.clockwork import Timers
+from swarmd.sim.clockwork import Timers
 
 NOTICED_S = 1.0
 """After so long a silent link counts as broken."""
