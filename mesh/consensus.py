@@ -7,10 +7,8 @@ has it on disk; the log's and the state's threads answer by callbacks, in the or
 from __future__ import annotations
 
 import logging
-import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Protocol
 
@@ -42,6 +40,7 @@ from mesh.raft import (
 from mesh.succession import Succession
 from mesh.ticking import Ticking
 from mesh.timing import Rng, Timing
+from mesh.vouching import Vouching
 from mesh.wal import RaftLog, write_patiently
 from mesh.wal_errors import LogBusy
 from mesh.wires import Refused, Wires
@@ -104,10 +103,11 @@ class Consensus:
         self._known_commit = 0
         self.heard_at: float | None = None
         """When this node last knew that it was in touch with the leader of the day."""
-        self._flying: _Read | None = None
-        self._gathering: _Read | None = None
-        self._read_prefix = raft_id.to_bytes(8, "big") + boot.to_bytes(8, "big")
-        self._read_number = 0
+        prefix = raft_id.to_bytes(8, "big") + boot.to_bytes(8, "big")
+        self._vouching = Vouching(
+            node, timing, prefix, leads=lambda: self.leads, knows=self._knows_committed,
+            wake=self._kick,
+        )  # fmt: skip
         self._succession = Succession(raft_id, node, wires, timing, rng, self._kick)
         self._broken: BaseException | None = None
         self._runs = False
@@ -167,32 +167,11 @@ class Consensus:
 
     async def read_index(self) -> int:
         """An index that covers everything acknowledged before this call. Waits for a leader."""
-        if self._gathering is None:
-            self._gathering = _Read()
-            self._wake.set()
-        read = self._gathering
-        await read.done.wait()
-        return read.index
+        return await self._vouching.read()
 
-    def _ask_reads(self) -> None:
-        """One read is under way at a time; those who come meanwhile share the next, because theirs
-        must begin after them. One that was lost is asked for again."""
-        if self.leads and not self._knows_committed():
-            return  # what it commits wakes us
-        now = trio.current_time()
-        if self._flying is None:
-            self._flying, self._gathering = self._gathering, None
-        elif now - self._flying.asked_at < self._timing.read_again_s:
-            return
-        if self._flying is None:
-            return
-        self._read_number += 1
-        self._flying.context = self._read_prefix + self._read_number.to_bytes(8, "big")
-        self._flying.asked_at = now
-        try:
-            self._node.read_index(self._flying.context)
-        except ReadDropped:
-            self._flying.asked_at = -math.inf
+    async def read_index_with_heartbeat(self) -> int | None:
+        """The same on the leader, at the price of no message. None: it leads no longer."""
+        return await self._vouching.read_with_heartbeat()
 
     def _knows_committed(self) -> bool:
         """As a leader: it has committed an entry of its term. The core asks for that too, but not
@@ -212,7 +191,9 @@ class Consensus:
                 self._nursery = nursery
                 self._runs = True
                 self._succession.begin(nursery)
-                nursery.start_soon(self._ticking.run, self._ticked)
+                nursery.start_soon(
+                    self._ticking.run, self._vouching.ask_with_heartbeat, self._ticked
+                )
                 while True:
                     self._work()
                     await self._wake.wait()
@@ -288,8 +269,7 @@ class Consensus:
         return bool(
             self._broken is not None
             or self._appends
-            or self._flying is not None
-            or self._gathering is not None
+            or self._vouching.wanted
             or self._node.has_ready()
         )
 
@@ -297,7 +277,7 @@ class Consensus:
         """Everything that the core wants by now."""
         if self._broken is not None:
             raise self._broken
-        self._ask_reads()
+        self._vouching.ask()
         node = self._node
         while node.has_ready():
             ready = node.ready()
@@ -311,15 +291,13 @@ class Consensus:
                 else:
                     self._send(message)
             for state in ready.read_states:
-                self._read_answered(state.context, state.index)
+                self._vouching.answered(state.context, state.index)
             self._write()
         standing = (self._core.term, self._core.lead)
         if standing != self._standing:
             self._standing = standing
             self.term_began = node.status().last_index if self.leads else 0
-            if self._flying is not None:
-                self._flying.asked_at = -math.inf
-                self._wake.set()
+            self._vouching.forget()
             self._application.changed()
         self._succession.look()
         self._ticking.look()
@@ -411,25 +389,6 @@ class Consensus:
         self._application.apply(message.entries, conf, applied)
         if conf is not None:
             self._application.changed()
-
-    def _read_answered(self, context: bytes, index: int) -> None:
-        read = self._flying
-        if read is None or read.context != context:
-            return
-        read.index = index
-        read.done.set()
-        self._flying = None
-        self._wake.set()
-
-
-@dataclass(slots=True, eq=False)
-class _Read:
-    """What several wait for: an index that the leader, asked after they came, has vouched for."""
-
-    done: trio.Event = field(default_factory=trio.Event)
-    context: bytes = b""
-    asked_at: float = -math.inf
-    index: int = 0
 
 
 def core_config(raft_id: int, timing: Timing, applied: int) -> Config:

@@ -23,12 +23,13 @@ class Ticking:
         self._counted_to = trio.current_time()
         self._sleep = trio.CancelScope()
 
-    async def run(self, ticked: Callable[[], None]) -> None:
-        """Until it is cancelled; `ticked` is called whenever something was due."""
+    async def run(self, ticks: Callable[[], None], ticked: Callable[[], None]) -> None:
+        """Until it is cancelled; these are called before and after whatever was due."""
         self._counted_to = trio.current_time()
         while True:
             with trio.CancelScope(deadline=self._due_at()) as self._sleep:
                 await trio.sleep_forever()
+            ticks()
             self._count(awaited=True)
             ticked()
 

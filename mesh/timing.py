@@ -21,7 +21,7 @@ class Rng(Protocol):
 class Timing:
     tick_s: float = 0.125
     election_ticks: int = 8
-    heartbeat_ticks: int = 2
+    heartbeat_ticks: int = 3
     probe_timeout_s: float = 0.3
     """For a fresh connection to a leader whose stream broke."""
     jitter_s: float = 0.1

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from mesh.raft import election, following, reconfiguring, replication
+from mesh.raft import election, following, reading, reconfiguring, replication
 from mesh.raft import step as rules
 from mesh.raft.confchange import AnyChange, encode_change
 from mesh.raft.config import Config
@@ -147,14 +147,17 @@ class RawNode:
             return self.core.tracker.membership.conf_state()
         return reconfiguring.apply_change(self.core, change.as_v2())
 
-    def read_index(self, context: bytes) -> None:
+    def read_index(self, context: bytes, *, at_once: bool = True) -> None:
         """Ask for an index that a read must wait for; it comes as a ReadState with this context,
-        or never: ask again in time. No context may be used twice in a swarm. ReadDropped."""
+        or never: ask again in time. No context may be used twice in a swarm. A leader can have it
+        wait for its next heartbeat. ReadDropped."""
         if not context:
             raise ValueError("a read needs a context of its own")
-        rules.step(
-            self.core, Message(MessageKind.READ_INDEX, NOBODY, self.core.id, context=context)
-        )
+        message = Message(MessageKind.READ_INDEX, NOBODY, self.core.id, context=context)
+        if at_once or self.core.role is not Role.LEADER:
+            rules.step(self.core, message)
+        else:
+            reading.on_read_as_leader(self.core, message, at_once=False)
 
     def transfer_leader(self, to: int) -> None:
         """Have this node lead, if it is up to date within an election timeout."""

@@ -16,7 +16,7 @@ from mesh.raft.reads import ReadState
 from mesh.raft.types import NOBODY
 
 
-def on_read_as_leader(core: Core, message: Message) -> None:
+def on_read_as_leader(core: Core, message: Message, at_once: bool = True) -> None:
     if not message.context:
         raise MessageRefused(f"a read of node {message.sender} has no context")
     if core.alone and _committed_in_own_term(core):
@@ -29,7 +29,7 @@ def on_read_as_leader(core: Core, message: Message) -> None:
     elif not _committed_in_own_term(core):
         core.reads.postponed.append(message)
     else:
-        _begin(core, message)
+        _begin(core, message, at_once)
 
 
 def on_read_as_follower(core: Core, message: Message) -> None:
@@ -72,13 +72,14 @@ def confirm(core: Core, message: Message) -> None:
         _answer(core, read.request, read.index)
 
 
-def _begin(core: Core, message: Message) -> None:
+def _begin(core: Core, message: Message, at_once: bool = True) -> None:
     if core.alone or core.config.read_only is ReadOnly.LEASE:
         _answer(core, message, core.log.committed)
         return
     core.reads.add(message, core.log.committed)
     core.reads.acknowledge(core.id, message.context)
-    heartbeats.broadcast_with(core, message.context)
+    if at_once:
+        heartbeats.broadcast_with(core, message.context)
 
 
 def _answer(core: Core, request: Message, index: int) -> None:

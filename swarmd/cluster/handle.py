@@ -219,6 +219,11 @@ class Cluster(Protocol):
         """Answer from the state, never older than what was acknowledged anywhere before; of this
         node's replica as it stands within `local_reads`. Unavailable when nobody leads."""
 
+    async def vouched(self, *, at_once: bool) -> int:
+        """On the leader: a place in the log that is applied here, and behind all that was
+        acknowledged before, by the word of a quorum that was asked after this call. Not at once
+        means: with the next heartbeat, which costs nothing. Unavailable: it does not lead."""
+
     def watch(
         self, after: int | None = None, wants: Callable[[Event], bool] | None = None
     ) -> AbstractAsyncContextManager[Subscription]:

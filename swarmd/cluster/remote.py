@@ -156,6 +156,9 @@ class Remote:
         value: T = await self._proposals.put(command, actor)
         return value
 
+    async def vouched(self, *, at_once: bool) -> int:
+        raise Unavailable("this node does not lead; ask the one that does")
+
     async def read(self, query: Query[T]) -> T:
         local = reads_are_local()
         asked = msgspec.Raw(words.encode(query))

@@ -210,14 +210,23 @@ class Replica:
 
     async def read(self, query: Query[T]) -> T:
         if not reads_are_local():
-            await self._catch_up()
+            await self._catch_up(self._consensus.read_index)
         return await self._store.read(query)
 
-    async def _catch_up(self) -> None:
+    async def vouched(self, *, at_once: bool) -> int:
+        if not self._consensus.leads:
+            raise Unavailable("this node does not lead")
+        consensus = self._consensus
+        asking = consensus.read_index if at_once else consensus.read_index_with_heartbeat
+        return await self._catch_up(asking)
+
+    async def _catch_up(self, asking: Callable[[], Awaitable[int | None]]) -> int:
         with trio.move_on_after(self._settings.read_s_max):
-            index = await self._consensus.read_index()
+            index = await asking()
+            if index is None:
+                raise Unavailable("this node leads no longer")
             await self.wait_applied(index)
-            return
+            return index
         raise Unavailable(
             "nobody vouches for the state at present: this node reaches no leader. Ask with"
             " `X-Swarm-Consistency: local` for what it knows by itself"

@@ -25,7 +25,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import trio
 
@@ -45,21 +45,11 @@ HOLD_SLACK_S = 1.0
 """A node counts its hold from when it asked for it, too."""
 PRESENT_S = 2.5
 """New work goes only to nodes that asked since: two askings may have been lost."""
-GATHER_S = 0.5
-"""Those who ask within it share the quorum's word, but for one that has no lease."""
 CONFIRM_S_MAX = 1.0
 LOOK_EVERY_S = 0.5
 VERSION_LOOK_S = 0.5
 ATTEMPTS_PER_ENTRY = 100
 LOSES_SINCE = SINCE[LoseAttempts]
-
-
-@dataclass(slots=True)
-class _Word:
-    began: float
-    come: trio.Event = field(default_factory=trio.Event)
-    members: frozenset[str] | None = None
-    """None: nobody answered."""
 
 
 class Leases:
@@ -79,8 +69,10 @@ class Leases:
         self._taking: set[NodeId] = set()
         """Of these something is being given away: until that is in the state, they get nothing."""
         self._taken = trio.Event()
-        self._word: _Word | None = None
-        """Asked for now."""
+        self._members: frozenset[str] = frozenset()
+        self._members_at = -1
+        """The place in the log that they were looked up at, or before."""
+        self._looking = trio.Lock()
         self.arrived: Callable[[], None] = lambda: None
         """Called when a node that was not there has come."""
 
@@ -90,10 +82,10 @@ class Leases:
         """NotFound: the swarm does not know this node, or not any more. Unavailable: it is not
         certain that this node leads."""
         node_id, heard = ask.node_id, trio.current_time()
-        if self.present(node_id):
-            await trio.sleep(GATHER_S - heard % GATHER_S)
         with trio.move_on_after(CONFIRM_S_MAX):
-            if node_id not in await self._members_since(heard):
+            # Who goes on with what it has can wait for the next heartbeat.
+            at = await self._cluster.vouched(at_once=not self.present(node_id))
+            if node_id not in await self._members_as_of(at):
                 raise NotFound("no such node", node_id=node_id[:128])
             while node_id in self._taking:
                 await self._taken.wait()
@@ -106,23 +98,15 @@ class Leases:
             return Lease(LEASE_S, self._alone_with(node_id))
         raise Unavailable("no quorum says that this node leads; ask again")
 
-    async def _members_since(self, heard: float) -> frozenset[str]:
-        """Who is a member, by the word of a quorum that was asked for behind that moment. Those
-        who wait share one asking; where it comes to nothing another of them asks."""
-        while True:
-            word = self._word
-            if word is None:
-                word = self._word = _Word(trio.current_time())
-                try:
-                    with local_reads(False):
-                        word.members = await self._cluster.read(ListMemberIds())
-                finally:
-                    self._word = None
-                    word.come.set()
-            else:
-                await word.come.wait()
-            if word.members is not None and word.began >= heard:
-                return word.members
+    async def _members_as_of(self, at: int) -> frozenset[str]:
+        """The ids of members at a place in the log that is applied here, or at a later one."""
+        if at > self._members_at:
+            async with self._looking:
+                if at > self._members_at:
+                    with local_reads():
+                        self._members = await self._cluster.read(ListMemberIds())
+                    self._members_at = at
+        return self._members
 
     def _leads(self) -> bool:
         standing = self._cluster.leadership()

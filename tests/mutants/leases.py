@@ -35,8 +35,8 @@ MUTANTS = (
     ),
     Mutant(
         "a leader grants leases without a quorum's word", LEADER,
-        "            with local_reads(False):\n", "            with local_reads():\n",
-        (*GIVING, *MOVING),
+        "            at = await self._cluster.vouched(at_once=not self.present(node_id))\n",
+        "            at = self._members_at + 1\n", (*GIVING, *MOVING),
     ),
     Mutant(
         "a lease is granted while work of the node is being given away", LEADER,

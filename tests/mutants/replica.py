@@ -11,6 +11,7 @@ REPLICA = ("tests/sim/test_replica.py",)
 PROPOSALS = ("tests/unit/test_replica_proposals.py",)
 REQUESTS = ("tests/unit/test_state_requests.py",)
 
+VOUCHING = "mesh/vouching.py"
 CONSENSUS = "mesh/consensus.py"
 HOLDER = "swarmd/cluster/replica.py"
 OPENING = "swarmd/cluster/opening.py"
@@ -136,18 +137,28 @@ MUTANTS = (
     # Reads
     Mutant(
         "reads what this node happens to have", HOLDER,
-        "            await self._catch_up()\n", "            pass\n", (*READS, *CHAOS),
+        "            await self._catch_up(self._consensus.read_index)\n", "            pass\n",
+        (*READS, *CHAOS),
     ),
     Mutant(
         "reads before it has applied what the leader vouched for", HOLDER,
-        "            index = await self._consensus.read_index()\n"
-        "            await self.wait_applied(index)\n",
-        "            await self._consensus.read_index()\n", (*READS, *CHAOS),
+        "            await self.wait_applied(index)\n            return index\n",
+        "            return index\n", (*READS, *CHAOS),
     ),
     Mutant(
-        "shares the answer to a question asked before", CONSENSUS,
+        "shares the answer to a question asked before", VOUCHING,
         "        read = self._gathering\n        await read.done.wait()",
         "        read = self._flying or self._gathering\n        await read.done.wait()", READS,
+    ),
+    Mutant(
+        "shares the word of a heartbeat that went before", VOUCHING,
+        "            self._beating, self._patient = self._patient, None\n",
+        "            self._beating = self._patient\n", READS,
+    ),
+    Mutant(
+        "who lost the lead vouches on", VOUCHING,
+        "            if read is not None:\n                read.done.set()\n",
+        "            if read is not None:\n                _settle(read, 1)\n", READS,
     ),
     # Leaders and time
     Mutant(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -177,3 +179,75 @@ async def test_a_command_of_a_term_that_is_over_goes_into_no_log(world: World) -
         with pytest.raises(SwarmError):
             await leader.propose(PruneEvents(10, 1, term), CLIENT)
     assert forwarded == {name: world.network.kinds["propose", name] for name in "abc"}
+
+
+@simulated(58)
+async def test_the_word_that_comes_with_a_heartbeat_costs_no_message(world: World) -> None:
+    await world.swarm_of("a", "b", "c")
+    leader = world.replica(await world.leader())
+    await world.settle()
+
+    async def heartbeats_in(seconds: float, work: Callable[[], Awaitable[object]]) -> int:
+        before = world.network.kinds.total()
+        with trio.move_on_after(seconds):
+            while True:
+                await work()
+        return world.network.kinds.total() - before
+
+    idle = await heartbeats_in(20, partial(trio.sleep, 1))
+    asked = 0
+
+    async def ask() -> None:
+        nonlocal asked
+        began = trio.current_time()
+        await leader.vouched(at_once=False)
+        assert trio.current_time() - began < 0.5
+        asked += 1
+
+    assert await heartbeats_in(20, ask) <= idle * 1.05
+    assert asked > 40
+    at_once = await heartbeats_in(1, lambda: leader.vouched(at_once=True))
+    assert at_once > idle
+
+
+@simulated(59)
+async def test_the_word_covers_what_was_acknowledged_before_it_was_asked_for(
+    world: World,
+) -> None:
+    await world.swarm_of("a", "b", "c")
+    leader = world.replica(await world.leader())
+    places: list[tuple[int, int]] = []
+
+    async def ask() -> None:
+        acknowledged = leader.log_view().applied
+        places.append((acknowledged, await leader.vouched(at_once=False)))
+
+    async with trio.open_nursery() as nursery:
+        for n in range(60):
+            await world.put(leader.node.id, "k", str(n))
+            nursery.start_soon(ask)
+            await trio.sleep(world.rng.uniform(0, 0.1))
+    assert len(places) == 60 and all(told >= done for done, told in places)
+    assert len({told for _, told in places}) < 30  # those who came together shared a word
+
+
+@simulated(60)
+async def test_nobody_vouches_for_a_leader_that_is_cut_off(world: World) -> None:
+    await world.swarm_of("a", "b", "c")
+    old = await world.leader()
+    replica = world.replica(old)
+    world.network.isolate(old)
+    with pytest.raises(Unavailable, match="leads no longer"):
+        await replica.vouched(at_once=False)
+    with pytest.raises(Unavailable, match="does not lead"):
+        await replica.vouched(at_once=False)
+    new = await world.leader(among=tuple(n for n in "abc" if n != old))
+    assert await world.replica(new).vouched(at_once=False) > 0
+
+
+@simulated(63)
+async def test_one_that_is_alone_vouches_for_itself(world: World) -> None:
+    await world.swarm_of("a")
+    began = trio.current_time()
+    assert await world.replica("a").vouched(at_once=False) > 0
+    assert trio.current_time() - began < 0.1

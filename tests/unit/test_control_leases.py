@@ -12,7 +12,6 @@ import trio.testing
 from swarmd.cluster.asks import Lease, RenewLease
 from swarmd.cluster.handle import Leadership, LogView, reads_are_local
 from swarmd.control.leases import (
-    GATHER_S,
     GIVE_AWAY_S,
     LEASE_S,
     PRESENT_S,
@@ -35,7 +34,7 @@ from swarmd.runner.core import LEASE_GRACE_MS
 from swarmd.state.commands import LoseAttempts
 from swarmd.state.queries import Duty, Hold, LeasesView, ListDuties, ListMemberIds, ViewLeases
 
-A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
+A, B, C, D = map(NodeId, "abcd")
 
 
 def duty(attempt_id: int, node_id: NodeId = B, disconnect_s: float | None = None) -> Duty:
@@ -66,6 +65,9 @@ def test_with_nothing_held_there_is_nothing_to_look_for() -> None:
     assert plan({}, {}, now=1.0).next_look == math.inf
 
 
+HEARTBEAT_S = 0.3
+
+
 class Cluster:
     """As much of one as a leader's leases need, with a quorum that can be taken away."""
 
@@ -81,8 +83,12 @@ class Cluster:
         self.lost: list[tuple[float, LoseAttempts]] = []
         self.proposing: trio.Event | None = None
         self.learners: tuple[NodeId, ...] = ()
-        self.words = 0
-        """So often a quorum was asked who is a member."""
+        self.words: list[bool] = []
+        """Of a quorum; whether each was asked for at once."""
+        self.looks = 0
+        """So often it was looked up who is a member."""
+        self.index = 0
+        self._members: frozenset[str] = frozenset()
 
     def cluster_version(self) -> int:
         return self.version
@@ -93,13 +99,23 @@ class Cluster:
     def log_view(self) -> LogView:
         return LogView(5, 9, 9, 1, 9, (A,), self.learners, False, {})
 
+    async def vouched(self, *, at_once: bool) -> int:
+        """All that is acknowledged here is that members come and go."""
+        self.words.append(at_once)
+        await trio.sleep(0 if at_once else HEARTBEAT_S)
+        await self.quorum.wait()
+        members = frozenset(self.members)
+        self.index += members != self._members
+        self._members = members
+        return self.index
+
     async def read(self, query: Any) -> Any:
         if not reads_are_local():
             await self.quorum.wait()
         await trio.lowlevel.checkpoint()
         match query:
             case ListMemberIds():
-                self.words += 1
+                self.looks += 1
                 return frozenset(self.members)
             case ViewLeases():
                 busy = tuple(n for n, duties in self.work.items() if duties)
@@ -332,7 +348,7 @@ async def test_who_comes_is_told_of(autojump_clock: trio.testing.MockClock) -> N
         began = trio.current_time()
         await leases.renew(RenewLease(B))
         # Who has none yet is not kept waiting.
-        assert came > 1 or trio.current_time() - began < (0.01 if came == 0 else GATHER_S * 1.1)
+        assert came > 1 or trio.current_time() - began < (0.01 if came == 0 else HEARTBEAT_S * 1.1)
     assert came == 1
     await trio.sleep(PRESENT_S)
     assert not leases.present(B)
@@ -340,19 +356,26 @@ async def test_who_comes_is_told_of(autojump_clock: trio.testing.MockClock) -> N
     assert came == 2
 
 
-async def test_those_who_gather_share_a_word(autojump_clock: trio.testing.MockClock) -> None:
+async def test_who_goes_on_with_what_it_has_waits_for_a_heartbeat(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     cluster = Cluster(B, C)
     leases = leases_of(cluster)
     for node_id in (A, B, C):
         await leases.renew(RenewLease(node_id))
-    assert cluster.words == 3  # who has no lease waits for nobody
     async with trio.open_nursery() as nursery:
         for node_id in (A, B, C):
             nursery.start_soon(leases.renew, RenewLease(node_id))
-    assert cluster.words == 4
+    assert cluster.words == [True] * 3 + [False] * 3
+    assert cluster.looks == 1  # nothing changed since
+    cluster.members[D] = Node(D, "d")
+    async with trio.open_nursery() as nursery:
+        for node_id in (A, B, C, D):
+            nursery.start_soon(leases.renew, RenewLease(node_id))
+    assert cluster.looks == 2
 
 
-async def test_a_word_that_was_asked_for_earlier_does_not_count(
+async def test_who_was_removed_meanwhile_gets_nothing(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     cluster = Cluster(B, C)
@@ -365,7 +388,7 @@ async def test_a_word_that_was_asked_for_earlier_does_not_count(
         nursery.start_soon(refused_as_unknown, leases, C)
         await trio.sleep(0.1)
         cluster.quorum.set()
-    assert cluster.words == 2 and leases.present(B)
+    assert len(cluster.words) == 2 and leases.present(B)
 
 
 async def refused_as_unknown(leases: Leases, node_id: NodeId) -> None:

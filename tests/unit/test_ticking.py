@@ -30,6 +30,10 @@ class Core(RawNode):
         return max(1, self.every - self.elapsed)
 
 
+def nothing() -> None:
+    pass
+
+
 def ticking(core: Core, leads: bool = False) -> Ticking:
     return Ticking(core, Timing(tick_s=TICK_S), lambda: leads)
 
@@ -40,7 +44,7 @@ async def test_a_sleeper_wakes_for_what_is_due_alone(
     core, woken = Core(8), list[float]()
     began = trio.current_time()
     with trio.move_on_after(3.01):
-        await ticking(core).run(lambda: woken.append(trio.current_time() - began))
+        await ticking(core).run(nothing, lambda: woken.append(trio.current_time() - began))
     assert woken == [1.0, 2.0, 3.0] and core.acts == 3 and core.ticks == 24
 
 
@@ -55,7 +59,7 @@ async def test_who_hears_something_in_time_never_acts(
         woken += 1
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(time.run, note)
+        nursery.start_soon(time.run, nothing, note)
         for _ in range(40):
             await trio.sleep(0.25)
             time.catch_up()
@@ -71,7 +75,7 @@ async def test_what_is_due_earlier_wakes_earlier(autojump_clock: trio.testing.Mo
     time = ticking(core)
     began = trio.current_time()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(time.run, lambda: woken.append(trio.current_time() - began))
+        nursery.start_soon(time.run, nothing, lambda: woken.append(trio.current_time() - began))
         await trio.sleep(0.3)
         time.catch_up()
         core.every = core.elapsed + 2
@@ -91,7 +95,7 @@ async def test_what_was_slept_over_is_no_burst() -> None:
         ) -> None:
             time = ticking(core, leads)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(time.run, lambda: None)
+                nursery.start_soon(time.run, nothing, nothing)
                 await trio.testing.wait_all_tasks_blocked()
                 clock.jump(10.0)
                 await trio.testing.wait_all_tasks_blocked()
