@@ -27,6 +27,7 @@ LEVEL_S = 0.4
 """For so long nothing was applied anywhere: whatever was under way has come."""
 VOTERS = 3
 _STARTS_MAX = 3
+_AT_ONCE_MAX = 20
 _STOPS_MAX = 5
 _LOG_SHOWN = 3000
 
@@ -186,8 +187,9 @@ class Swarm:
         return until(level, "the replicas do not come level")
 
     def start(self, *nodes: Node) -> None:
-        """At once: alone, none of them might find a majority."""
-        with ThreadPoolExecutor(len(nodes)) as pool:
+        """At once: alone, none of them might find a majority. But not more than one machine brings
+        up in the time that a node is given."""
+        with ThreadPoolExecutor(min(len(nodes), _AT_ONCE_MAX)) as pool:
             for begun in [pool.submit(node.start) for node in nodes]:
                 begun.result()
 
