@@ -19,8 +19,10 @@ class Rng(Protocol):
 
 @dataclass(frozen=True)
 class Timing:
-    tick_s: float = 0.125
-    election_ticks: int = 8
+    tick_s: float = 1 / 9
+    election_ticks: int = 9
+    """A multiple of `heartbeat_ticks`: then a leader that looks who was there of late asks everyone
+    anew in the same moment, and nobody is taken for gone until the next heartbeat."""
     heartbeat_ticks: int = 3
     probe_timeout_s: float = 0.3
     """For a fresh connection to a leader whose stream broke."""
@@ -30,7 +32,7 @@ class Timing:
     """A read whose confirmation was lost is asked for again."""
 
 
-LAN = Timing(tick_s=0.0625)
+LAN = Timing(tick_s=1 / 18)
 
 
 async def beat(every_s: float) -> None:

@@ -56,6 +56,11 @@ class Progress:
         """No append may be sent until the peer, or a heartbeat's answer, moves things on."""
         return self.flow_paused or self.state is ProgressState.SNAPSHOT
 
+    @property
+    def waits(self) -> bool:
+        """It was sent one append, to see how far it is."""
+        return self.flow_paused and self.state is ProgressState.PROBE
+
     def become_probe(self) -> None:
         # After a snapshot that was sent whole the peer has at least that.
         sent = self.pending_snapshot if self.state is ProgressState.SNAPSHOT else 0

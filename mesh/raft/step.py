@@ -57,6 +57,8 @@ def tick(core: Core) -> None:
 
 def ticks_to_act(core: Core) -> int:
     if core.role is Role.LEADER:
+        if heartbeats.anybody_waits(core):
+            return 1
         return min(
             core.config.heartbeat_tick - core.heartbeat_elapsed,
             core.config.election_tick - core.election_elapsed,
@@ -74,9 +76,13 @@ def _tick_leader(core: Core) -> None:
             _check_quorum(core)
         # A transfer that takes longer than an election is given up: proposals go on.
         core.transferee = NOBODY
-    if core.role is Role.LEADER and core.heartbeat_elapsed >= core.config.heartbeat_tick:
+    if core.role is not Role.LEADER:
+        return
+    if core.heartbeat_elapsed >= core.config.heartbeat_tick:
         core.heartbeat_elapsed = 0
         heartbeats.broadcast(core)
+    else:
+        heartbeats.send_to_waiting(core)
 
 
 def _check_quorum(core: Core) -> None:

@@ -256,6 +256,39 @@ def test_lease_answers_at_once() -> None:
     assert [state.context for state in node.core.read_states] == [b"r"]
 
 
+def test_a_read_that_can_wait_goes_with_the_next_heartbeat() -> None:
+    node, storage = leader_of_three(heartbeat_tick=3)
+    node.propose(b"of this term")
+    for peer in (2, 3):
+        acknowledge(node, peer)
+    settle(node, storage)
+    node.read_index(b"r", at_once=False)
+    assert settle(node, storage) == []
+    for _ in range(3):
+        node.tick()
+    sent = settle(node, storage)
+    assert [(m.kind, m.context) for m in sent] == [(K.HEARTBEAT, b"r")] * 2
+    confirm(node, b"r")
+    assert [state.context for state in node.ready().read_states] == [b"r"]
+
+
+def test_who_waits_for_a_heartbeat_gets_one_each_tick_while_it_was_heard_of_late() -> None:
+    """Else what was lost on its way to a node that joins costs a heartbeat's time, each time."""
+    node, storage = leader_of_three(heartbeat_tick=3, election_tick=9)
+    node.propose(b"of this term")
+    acknowledge(node, 2)
+    settle(node, storage)
+    node.step(Message(K.HEARTBEAT_RESPONSE, 1, 3, node.core.term))  # there, and told nothing yet
+    assert node.core.tracker.peers[3].waits and node.ticks_to_act() == 1
+    settle(node, storage)
+    node.tick()
+    assert [(m.kind, m.to) for m in settle(node, storage)] == [(K.HEARTBEAT, 3)]
+    node.core.tracker.peers[3].active = False
+    assert node.ticks_to_act() == 2
+    node.tick()
+    assert settle(node, storage) == []
+
+
 def test_single_node_reads_by_itself() -> None:
     storage = storage_of(1)
     node = node_of(storage)

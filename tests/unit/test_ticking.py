@@ -7,7 +7,7 @@ import trio.testing
 
 from mesh.raft import RawNode
 from mesh.ticking import Ticking
-from mesh.timing import Timing
+from mesh.timing import LAN, Timing
 
 TICK_S = 0.125
 
@@ -107,3 +107,8 @@ async def test_what_was_slept_over_is_no_burst() -> None:
                 nursery.cancel_scope.cancel()
 
         await trio.to_thread.run_sync(lambda body=held_up, at=clock: trio.run(body, clock=at))
+
+
+def test_who_looks_who_is_there_asks_everyone_in_that_moment() -> None:
+    for timing in (Timing(), LAN):
+        assert timing.election_ticks % timing.heartbeat_ticks == 0
