@@ -88,7 +88,7 @@ MUTANTS = (
     ),
     core(
         "a heartbeat commits what the follower may not have", "heartbeats.py",
-        "commit = min(progress.match, committed)", "commit = committed",
+        "commit = min(progress.match, core.log.committed)", "commit = core.log.committed",
     ),
     core(
         "acknowledges appends before they are synced", "messages.py",

@@ -152,8 +152,7 @@ MUTANTS = (
     ),
     Mutant(
         "shares the word of a heartbeat that went before", VOUCHING,
-        "            self._beating, self._patient = self._patient, None\n",
-        "            self._beating = self._patient\n", READS,
+        "        read = self._patient\n", "        read = self._beating or self._patient\n", READS,
     ),
     Mutant(
         "who lost the lead vouches on", VOUCHING,
