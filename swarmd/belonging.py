@@ -28,7 +28,7 @@ from mesh.timing import LAN, Timing
 from mesh.transport import UNPROVEN, Me, Transport, TransportSettings, open_transport
 from mesh.wal import RaftLog, write_patiently
 from mesh.wal_sqlite import open_log
-from mesh.wires import WireError
+from mesh.wires import WireError, Wires
 from swarmd.agent import rejoining
 from swarmd.agent.rejoining import Rejoin
 from swarmd.cluster import identity as identities
@@ -87,12 +87,12 @@ async def open_cluster(
     wall: Callable[[], float] = time.time,
 ) -> AsyncIterator[Replica | Remote]:
     """This node's replica, its log and its wires. BeginAnew: start again, as another node."""
-    with instead((ServedByOthers, NotNewest, Recovered), partial(_life_after, data_dir)):
+    with instead((ServedByOthers, NotNewest, Recovered), partial(life_after, data_dir)):
         async with _open_cluster(config, data_dir, earlier, describe, wall) as cluster:
             yield cluster
 
 
-def _life_after(data_dir: Path, error: BaseException) -> BaseException:
+def life_after(data_dir: Path, error: BaseException) -> BaseException:
     """What becomes of a node that cannot go on as it is."""
     if isinstance(error, ServedByOthers):
         return StartAgain("this node is to hold no replica any more")
@@ -206,7 +206,7 @@ async def _open_cluster(
         nursery.start_soon(_go_along, cluster, raft_log, claims)
         nursery.start_soon(notice_refusals, cluster, wires, data_dir)
         if isinstance(cluster, Remote):
-            nursery.start_soon(_hold_a_replica, cluster, raft_log, wires, rng, mesh.replicas)
+            nursery.start_soon(hold_a_replica, cluster, raft_log, wires, rng, mesh.replicas)
         yield cluster
         await neighbours.leave()
         nursery.cancel_scope.cancel()
@@ -260,8 +260,8 @@ def _joins(config: Config, earlier: Rejoin | None) -> tuple[str, ...]:
     return (*(earlier.seeds if earlier is not None else ()), *config.mesh.join)
 
 
-async def _hold_a_replica(
-    cluster: Remote, raft_log: RaftLog, wires: Transport, rng: random.Random, replicas_max: int
+async def hold_a_replica(
+    cluster: Remote, raft_log: RaftLog, wires: Wires, rng: random.Random, replicas_max: int
 ) -> None:
     """Where there are fewer replicas than there may be, this node asks to have one."""
     while True:
