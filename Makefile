@@ -15,6 +15,8 @@ FUZZ_S ?= 300
 CALM_S ?= 600
 # What goes wrong between five hosts: all, or some of tests/e2e/test_faults.py, as lossy,flap-leader.
 FAULTS ?= all
+# Histories of real daemons under faults that are looked through for one that has no order.
+HISTORIES ?= 100
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
@@ -65,10 +67,13 @@ soak: $(VENV)/.dev
 	  -o faulthandler_timeout=7200 tests/e2e/test_failover.py
 	SWARMD_SOAK_FAULTS=$(FAULTS) $(BIN)/python -m pytest -rP \
 	  -o faulthandler_timeout=7200 tests/e2e/test_faults.py
+	SWARMD_HISTORIES=$(HISTORIES) $(BIN)/python -m pytest -rP \
+	  -o faulthandler_timeout=7200 tests/e2e/test_linearizable.py
 
-# In copies of the tree, as many at once as there are processors; it takes some minutes.
+# In copies of the tree, as many at once as there are processors; it takes some minutes. With
+# SEEDS=20 so many seeds of chaos look for each as well, which takes hours of CPU.
 mutants: $(VENV)/.dev
-	$(BIN)/python -m tests.mutants
+	$(BIN)/python -m tests.mutants $(if $(SEEDS),--seeds $(SEEDS))
 
 binary: $(VENV)/.dev
 	$(BIN)/python packaging/build.py

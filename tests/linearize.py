@@ -60,8 +60,9 @@ class Operation:
 class Model(Protocol):
     """What one thing does, were there only one client."""
 
-    first: Hashable
-    """Its state before anybody came."""
+    @property
+    def first(self) -> Hashable:
+        """Its state before anybody came."""
 
     def after(self, state: Any, operation: Operation) -> Iterable[Hashable]:
         """The states that it may be in once it told the operation's result; none: it never does.
@@ -91,12 +92,15 @@ class Register:
 
 
 class Setting(Register):
-    """A register that also keeps what was there: keep VALUE -> the value that it has then."""
+    """A register that also keeps what was there: keep VALUE -> the value that it has then, or
+    False: another one than this."""
 
     def after(self, state: Any, operation: Operation) -> Iterable[Hashable]:
         if operation.kind != "keep":
             return super().after(state, operation)
         kept = operation.argument if state is None else state
+        if operation.result is False:
+            return () if kept == operation.argument else (kept,)
         return (kept,) if operation.result == kept or not operation.known else ()
 
 
@@ -115,49 +119,73 @@ class Queue:
         raise ValueError(f"a queue does not know {operation.kind!r}")
 
 
-class Job:
-    """One job of ours: submit, see -> [attempts begun, status], cancel -> whether it was stopped.
+ENDED = ("completed", "failed", "cancelled")
+"""What a job of ours comes to, once and for all."""
 
-    It goes on by itself: it waits, runs, and waits again for a later attempt, until it ends. What
-    has ended stays as it is, what was cancelled never completes, and nothing goes backwards.
+
+class Job:
+    """One job of ours, which goes on by itself: it waits, runs, and waits again for a later
+    attempt, until it ends. What has ended stays as it is, what was cancelled never completes, and
+    nothing goes backwards.
+
+    submit -> True where it is new, or the status of the one that is there; see -> [attempts begun,
+    or None where that is not told, status]; cancel, and withdraw, which is for one that waits ->
+    True where that ended it, or the status that stood in the way, or False: it had ended.
     """
 
+    # Attempts, status, and whether they are so many: else it is at least there already. How far it
+    # has gone since somebody looked, whoever looks next will see.
     first: Hashable = None
-    ENDED = ("completed", "failed", "cancelled")
 
     def after(self, state: Any, operation: Operation) -> Iterable[Hashable]:
+        result = operation.result
         match operation.kind:
             case "submit":
-                return ((0, "pending"),) if state is None else ()
+                if state is None:
+                    fitting = result in (True, "pending") or not operation.known
+                    return ((0, "pending", False),) if fitting else ()
+                return () if result is True else self._seen(state, operation, (None, result))
             case "see":
-                return self._seen(state, operation)
-            case "cancel":
-                return self._cancelled(state, operation)
+                return self._seen(state, operation, result)
+            case "cancel" | "withdraw":
+                return self._stopped(state, operation)
         raise ValueError(f"a job does not know {operation.kind!r}")
 
-    def _seen(self, state: Any, operation: Operation) -> Iterable[Hashable]:
+    def _seen(self, state: Any, operation: Operation, told: Any) -> Iterable[Hashable]:
         if not operation.known:
             return (state,)
-        if operation.result is None or state is None:
-            return (state,) if operation.result is None and state is None else ()
-        attempts, status = operation.result
-        if state[1] in self.ENDED:
-            return (state,) if operation.result == state else ()
-        if status not in self.ENDED and _turn(attempts, status) < _turn(*state):
+        if told is None or state is None:
+            return (state,) if told is None and state is None else ()
+        so_far, standing, sure = state
+        attempts, status = told
+        if standing in ENDED and status != standing:
             return ()
-        return ((attempts, status),) if attempts >= state[0] else ()
+        if attempts is None:
+            # As few as it can be: more would only say that it has come further.
+            late = status not in ENDED and _turn(so_far, status) < _turn(so_far, standing)
+            return ((so_far + late, status, sure),)
+        if status not in ENDED:
+            gone_on = _turn(attempts, status) >= _turn(so_far, standing)
+            return ((attempts, status, False),) if gone_on else ()
+        fitting = attempts == so_far if sure else attempts >= so_far
+        return ((attempts, status, True),) if fitting else ()
 
-    def _cancelled(self, state: Any, operation: Operation) -> Iterable[Hashable]:
+    def _stopped(self, state: Any, operation: Operation) -> Iterable[Hashable]:
+        result = operation.result
         if state is None:
-            return (state,) if operation.result is None or not operation.known else ()
+            return (state,) if result is None or not operation.known else ()
+        so_far, standing, _ = state
+        ended = standing in ENDED
+        stopped = (so_far, "cancelled", False)
         if not operation.known:
-            return (state,) if state[1] in self.ENDED else ((state[0], "cancelled"),)
-        if state[1] in self.ENDED:
-            return (state,) if operation.result is False else ()
-        if operation.result is True:
-            return ((state[0], "cancelled"),)
-        # It ended by itself just before; how, whoever looks next will see.
-        return ((state[0], "completed"), (state[0], "failed"))
+            return (state,) if ended else (stopped,)
+        if result is True:
+            return () if ended else (stopped,)
+        if result is False:
+            by_itself = ((so_far, "completed", False), (so_far, "failed", False))
+            return (state,) if ended else by_itself
+        in_the_way = ENDED if operation.kind == "cancel" else (*ENDED, "running")
+        return self._seen(state, operation, (None, result)) if result in in_the_way else ()
 
 
 def _turn(attempts: int, status: str) -> int:
@@ -165,8 +193,80 @@ def _turn(attempts: int, status: str) -> int:
     return 2 * attempts - (status == "running")
 
 
+class Lane:
+    """Jobs that go to whoever comes for them: the most urgent first, and of those the oldest. At
+    most one has each of them, and what has ended stays as it is.
+
+    submit [JOB, priority] -> its status; claim EXECUTOR -> the job that it is given, or None; beat
+    [JOB, EXECUTOR] -> whether it has the job; complete and fail [JOB, EXECUTOR] -> True, or the
+    status that stands in the way, or "held": by another; cancel and withdraw JOB -> True, or the
+    status that stands in the way; see JOB -> [status, who has or had it]; list -> [job, status,
+    who] of each, the newest first. None: there is no such job. What nobody asks for, but may come
+    to pass: silence EXECUTOR, after which a job that it had waits again.
+    """
+
+    first: tuple[tuple[str, int, str, str | None], ...] = ()
+    """Job, priority, status and who has or had it."""
+
+    def after(self, state: Any, operation: Operation) -> Iterable[Hashable]:
+        argument = operation.argument
+        match operation.kind:
+            case "claim":
+                waiting = [(-job[1], at) for at, job in enumerate(state) if job[2] == "pending"]
+                if not waiting:
+                    return _if_told(operation, None, state)
+                _, at = min(waiting)
+                given = _replaced(state, at, "running", argument)
+                return _if_told(operation, state[at][0], given)
+            case "list":
+                rows = tuple((name, status, who) for name, _, status, who in reversed(state))
+                return _if_told(operation, rows, state)
+            case "silence":
+                had = [at for at, job in enumerate(state) if job[2:] == ("running", argument)]
+                return [_replaced(state, at, "pending", None) for at in had]
+        name, *more = argument if isinstance(argument, tuple) else (argument,)
+        at = next((at for at, job in enumerate(state) if job[0] == name), -1)
+        if operation.kind == "submit":
+            there = state if at >= 0 else (*state, (name, *more, "pending", None))
+            return _if_told(operation, there[at][2], there)
+        if at < 0:
+            return _if_told(operation, None, state)
+        return self._of_one(state, at, operation, *more)
+
+    def _of_one(
+        self, state: Any, at: int, operation: Operation, executor: str | None = None
+    ) -> Iterable[Hashable]:
+        _, _, status, who = state[at]
+        has_it = status == "running" and who == executor
+        match operation.kind:
+            case "see":
+                return _if_told(operation, (status, who), state)
+            case "beat":
+                return _if_told(operation, has_it, state)
+            case "complete" | "fail":
+                if not has_it:
+                    why = "held" if status == "running" else status
+                    return _if_told(operation, why, state)
+                ended = "completed" if operation.kind == "complete" else "failed"
+                return _if_told(operation, True, _replaced(state, at, ended, who))
+            case "cancel" | "withdraw":
+                if status in ENDED or (status == "running" and operation.kind == "withdraw"):
+                    return _if_told(operation, status, state)
+                return _if_told(operation, True, _replaced(state, at, "cancelled", who))
+        raise ValueError(f"a lane does not know {operation.kind!r}")
+
+
+def _if_told(operation: Operation, expected: Any, state: Hashable) -> Iterable[Hashable]:
+    return (state,) if not operation.known or operation.result == expected else ()
+
+
+def _replaced(state: Any, at: int, status: str, who: str | None) -> Hashable:
+    name, priority, *_ = state[at]
+    return (*state[:at], (name, priority, status, who), *state[at + 1 :])
+
+
 MODELS: dict[str, Model] = {
-    "register": Register(), "setting": Setting(), "queue": Queue(), "job": Job(),
+    "register": Register(), "setting": Setting(), "queue": Queue(), "job": Job(), "lane": Lane(),
 }  # fmt: skip
 
 
@@ -214,7 +314,9 @@ def check(history: Iterable[Operation], model: Model, *, steps_max: int = STEPS_
 class _Search:
     """Beginnings and ends stand in a list, by time. A beginning that comes before the first end may
     be the next in the order; it is taken out together with its end. At an end nothing more may be
-    passed over: whoever stands there was left too long, and the last choice is taken back."""
+    passed over: whoever stands there was left too long, and the last choice is taken back. What
+    nobody was told of is tried after all that may be next by its end: as late as it can be, or it
+    would have to be put off in every way there is."""
 
     def __init__(self, part: Sequence[Operation], model: Model, steps_max: int) -> None:
         self.model = model
@@ -247,12 +349,16 @@ class _Search:
         best: list[int] = []
         stuck: int | None = None
         ways: Iterator[Hashable] | None = None
+        unsure = False
         while left:
             if self.steps_left <= 0:
                 raise Undecided(f"{len(self.operations)} operations have too many orders")
             self.steps_left -= 1
             n = self.of[at]
             if not self.ends[at]:
+                if self.operations[n].known is unsure:
+                    at = self.after[at]
+                    continue
                 if ways is None:
                     ways = iter(self._ways(state, self.operations[n]))
                 chosen = next(
@@ -266,7 +372,10 @@ class _Search:
                 placed, state, ways = placed | 1 << n, chosen, None
                 left -= self.operations[n].known
                 self._take_out(at)
-                at = self.after[0]
+                at, unsure = self.after[0], False
+                continue
+            if not unsure:
+                at, unsure = self.after[0], True
                 continue
             if len(order) >= len(best):
                 best, stuck = [self.of[mark] for mark, *_ in order], n
@@ -274,6 +383,7 @@ class _Search:
                 return Verdict(False, order=self._told(best), stuck=self.operations[stuck or 0])
             at, placed, state, ways = order.pop()
             left += self.operations[self.of[at]].known
+            unsure = not self.operations[self.of[at]].known
             self._put_back(at)
         return Verdict(True, order=self._told(self.of[mark] for mark, *_ in order))
 
