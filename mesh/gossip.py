@@ -7,9 +7,8 @@ there are few at a time. What this node believes of others is a hint, never a de
 from __future__ import annotations
 
 import logging
-import socket
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Protocol
 
@@ -18,7 +17,7 @@ import trio
 
 from mesh.frames import Broken
 from mesh.gossip_knocks import try_to_reach
-from mesh.gossip_sockets import RECEIVE_BYTES, Sockets, open_sockets
+from mesh.gossip_sockets import Datagrams, open_sockets
 from mesh.sealing import WINDOW, UnknownSession
 from mesh.swim import (
     Change,
@@ -34,6 +33,7 @@ from mesh.swim import (
     RttStats,
     Self,
     Settings,
+    SockAddr,
     Swim,
     SwimCounts,
     SyncWanted,
@@ -46,7 +46,6 @@ SYNC_METHOD = "gossip.sync"
 SYNC_TIMEOUT_S = 5.0
 SYNCS_MAX = 4
 KNOCKS_MAX = 32
-PACKETS_PER_TURN_MAX = 64
 SUBSCRIBERS_MAX = 64
 SUBSCRIBER_EVENTS_MAX = 1_024
 DOUBLE_KEPT_S = 60.0
@@ -95,7 +94,7 @@ _decode_answer = msgspec.msgpack.Decoder(_Answer).decode
 class Gossip:
     def __init__(
         self, settings: Settings, me: Self, swim: Swim, wires: Wires, sealer: Sealer,
-        sockets: Sockets, nursery: trio.Nursery, *, loopback_only: bool,
+        sockets: Datagrams, nursery: trio.Nursery,
     ) -> None:  # fmt: skip
         self._settings = settings
         self._id = me.id
@@ -104,7 +103,6 @@ class Gossip:
         self._sealer = sealer
         self._sockets = sockets
         self._nursery = nursery
-        self._loopback_only = loopback_only
         self._open = True
         self._leaving = False
         self._told = trio.Event()
@@ -186,30 +184,30 @@ class Gossip:
     def update_tags(self, tags: Mapping[str, str]) -> None:
         """Instead of those told before. Raises NotUsable."""
         self._swim.update(trio.current_time(), tags=_with_session(tags, self._sealer))
-        self._flush()
+        self.flush()
 
     def be_born(self, born: int) -> None:
         """When this node was taken in: it may not have known when it began to talk."""
         self._swim.update(trio.current_time(), born=born)
-        self._flush()
+        self.flush()
 
     def seed(self, addresses: Sequence[str]) -> None:
         """Where members may answer, instead of those known before. Raises NotUsable."""
         self._swim.seed(trio.current_time(), addresses)
-        self._flush()
+        self.flush()
 
     def remove(self, id: str) -> None:
         """No part of the swarm any more: forgotten, and not listened to again."""
         with suppress(ValueError):
             self._sealer.forget(id)
         self._swim.remove(trio.current_time(), id)
-        self._flush()
+        self.flush()
 
     async def leave(self, timeout_s: float = 2.0) -> bool:
         """Tell the others; returns when it was told as often as news are, True, or in time."""
         self._leaving = True
         self._swim.leave(trio.current_time())
-        self._flush()
+        self.flush()
         with trio.move_on_after(timeout_s):
             await self._told.wait()
         return self._told.is_set()
@@ -221,26 +219,12 @@ class Gossip:
             with trio.CancelScope(deadline=self._swim.next_deadline()) as self._timer:
                 await trio.sleep_forever()
             self._swim.tick(trio.current_time())
-            self._flush()
-
-    async def listen(self, sock: socket.socket) -> None:
-        while True:
-            await trio.lowlevel.wait_readable(sock)
-            now = trio.current_time()
-            for _ in range(PACKETS_PER_TURN_MAX):
-                try:
-                    packet, source = sock.recvfrom(RECEIVE_BYTES)
-                except BlockingIOError:
-                    break
-                except OSError:
-                    continue  # an earlier packet's target said no
-                self._take(now, packet, source)
-            self._flush()
+            self.flush()
 
     def watch_link(self, peer: str, up: bool, reason: str) -> None:
         if self._open and not up:
             self._swim.link_broke(trio.current_time(), peer)
-            self._flush()
+            self.flush()
 
     async def complain(self) -> None:
         """At most once a minute, and only where there is something new."""
@@ -262,7 +246,8 @@ class Gossip:
             send.close()
         self._subscribers.clear()
 
-    def _take(self, now: float, packet: bytes, source: tuple[str, int]) -> None:
+    def take(self, now: float, packet: bytes, source: SockAddr) -> None:
+        """A datagram came; `flush` behind the last of them."""
         try:
             sender, plain = self._sealer.open(packet)
         except UnknownSession as unknown:
@@ -273,7 +258,8 @@ class Gossip:
         else:
             self._swim.receive(now, sender, source, plain)
 
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Have done what the core wants by now."""
         out = self._swim.take()
         for event in out.events:
             self._tell(event)
@@ -320,11 +306,9 @@ class Gossip:
         try:
             member = self._swim.member(knock.peer)
             addresses = member.addresses if member is not None else ()
-            what = await try_to_reach(
-                self._wires, knock, addresses, loopback_only=self._loopback_only
-            )
+            what = await try_to_reach(self._wires, knock, addresses, self._sockets)
             self._swim.knocked(trio.current_time(), knock.number, what)
-            self._flush()
+            self.flush()
         finally:
             self._knocks -= 1
 
@@ -346,7 +330,7 @@ class Gossip:
             self._synced = True
             if (member := self._swim.member(peer)) is not None:
                 self._learn_session(member)
-            self._flush()
+            self.flush()
         except (WireError, Dropped, msgspec.DecodeError) as error:
             if isinstance(error, Dropped | msgspec.DecodeError):
                 self._swim.counts.drop("sync")
@@ -383,7 +367,7 @@ class Gossip:
             reason = error.reason if isinstance(error, Dropped) else "garbage"
             self._swim.counts.drop(reason)
             raise Refused("not_taken", str(error)) from None
-        self._flush()
+        self.flush()
         return _encode(_Answer(answer, self._heard() if ask.fresh else {}))
 
     def _heard(self) -> dict[str, tuple[bytes, int]]:
@@ -441,25 +425,25 @@ class Gossip:
 async def open_gossip(
     settings: Settings, me: Self, wires: Wires, sealer: Sealer, *, binds: Sequence[str], rng: Rng,
     seeds: Sequence[str] = (), loopback_only: bool = False,
+    opens: Callable[[Sequence[str]], Datagrams] | None = None,
 ) -> AsyncIterator[Gossip]:  # fmt: skip
-    """`binds`: where the wires listen, as they name it; datagrams come and go there too. Leaving
-    it is silent: call `leave` before, where the node goes for good. Raises NotUsable, NotAllowed,
-    OSError."""
-    sockets = open_sockets(binds, loopback_only=loopback_only)
+    """`binds`: where the wires listen, as they name it; datagrams come and go there too, by way of
+    `opens` where that is given. Leaving it is silent: call `leave` before, where the node goes for
+    good. Raises NotUsable, NotAllowed, OSError."""
+    sockets: Datagrams = (
+        open_sockets(binds, loopback_only=loopback_only) if opens is None else opens(binds)
+    )
     try:
         me = msgspec.structs.replace(me, tags=_with_session(me.tags, sealer))
         swim = Swim(settings, me, trio.current_time(), rng, seeds)
         async with trio.open_nursery() as nursery:
             sockets.begin(nursery)
-            gossip = Gossip(
-                settings, me, swim, wires, sealer, sockets, nursery, loopback_only=loopback_only
-            )
+            gossip = Gossip(settings, me, swim, wires, sealer, sockets, nursery)
             wires.handle_call(SYNC_METHOD, gossip.answer_sync)
             wires.on_link(gossip.watch_link)
             nursery.start_soon(gossip.keep_time)
             nursery.start_soon(gossip.complain)
-            for sock in sockets.bound:
-                nursery.start_soon(gossip.listen, sock)
+            sockets.listen(gossip.take, gossip.flush)
             try:
                 yield gossip
             finally:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import trio
 
-from mesh.pipes import connect, resolve
+from mesh.gossip_sockets import Datagrams
 from mesh.swim import Knock, Knocked
 from mesh.wires import NotAllowed, Wires
 
@@ -20,7 +20,7 @@ _PROBE_SHARE = 0.6
 
 
 async def try_to_reach(
-    wires: Wires, knock: Knock, addresses: Sequence[str], *, loopback_only: bool
+    wires: Wires, knock: Knock, addresses: Sequence[str], sockets: Datagrams
 ) -> Knocked:
     deadline = trio.current_time() + knock.timeout_s
     if await wires.probe(knock.peer, _PROBE_SHARE * knock.timeout_s):
@@ -31,11 +31,9 @@ async def try_to_reach(
     async def try_one(address: str) -> None:
         nonlocal refusals, taken
         try:
-            for target in await resolve(address, loopback_only=loopback_only):
-                (await connect(target, None)).close()
-                taken = True
-                nursery.cancel_scope.cancel()
-                return
+            await sockets.touch(address)
+            taken = True
+            nursery.cancel_scope.cancel()
         except NotAllowed:
             return
         except OSError as error:

@@ -7,13 +7,13 @@ from __future__ import annotations
 import ipaddress
 import socket
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import trio
 
-from mesh.pipes import Target, check_address, parse_address, resolve, target_of
+from mesh.pipes import Target, check_address, connect, parse_address, resolve, target_of
 from mesh.swim import SockAddr, To
 from mesh.wires import NotAllowed
 
@@ -24,6 +24,27 @@ ROUTES_MAX = 16_384
 LOOKUPS_MAX = 4
 LOOKUP_TIMEOUT_S = 5.0
 NAME_KEPT_S = 60.0
+PACKETS_PER_TURN_MAX = 64
+
+Take = Callable[[float, bytes, SockAddr], None]
+"""(when it was fetched, the packet, where it came from)"""
+
+
+class Datagrams(Protocol):
+    """Where a node's datagrams go, and come from; a simulated network has one of its own."""
+
+    def begin(self, nursery: trio.Nursery) -> None: ...
+
+    def listen(self, take: Take, taken: Callable[[], None]) -> None:
+        """From now on, `taken` behind the last of those that came together."""
+
+    def send(self, to: To, packet: bytes) -> str | None:
+        """None, or why it was dropped."""
+
+    async def touch(self, address: str) -> None:
+        """Returns when a connection was taken there. Raises OSError, NotAllowed."""
+
+    def close(self) -> None: ...
 
 
 class _Route(NamedTuple):
@@ -51,6 +72,30 @@ class Sockets:
 
     def begin(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
+
+    def listen(self, take: Take, taken: Callable[[], None]) -> None:
+        assert self._nursery is not None, "it has not begun"
+        for sock in self.bound:
+            self._nursery.start_soon(self._receive, sock, take, taken)
+
+    async def _receive(self, sock: socket.socket, take: Take, taken: Callable[[], None]) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(sock)
+            now = trio.current_time()
+            for _ in range(PACKETS_PER_TURN_MAX):
+                try:
+                    packet, source = sock.recvfrom(RECEIVE_BYTES)
+                except BlockingIOError:
+                    break
+                except OSError:
+                    continue  # an earlier packet's target said no
+                take(now, packet, source)
+            taken()
+
+    async def touch(self, address: str) -> None:
+        for target in await resolve(address, loopback_only=self._loopback_only):
+            (await connect(target, None)).close()
+            return
 
     def send(self, to: To, packet: bytes) -> str | None:
         """None, or why it was dropped."""

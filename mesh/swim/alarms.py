@@ -30,6 +30,11 @@ class Alarms(Generic[K]):
         if len(self._heap) > 2 * len(self._at) + _SPARE:
             self._compact()
 
+    def set_by(self, key: K, at: float) -> None:
+        """Then, where it is not set for earlier."""
+        if at < self._at.get(key, NEVER):
+            self.set(key, at)
+
     def drop(self, key: K) -> None:
         self._at.pop(key, None)
 

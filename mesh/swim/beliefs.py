@@ -68,8 +68,12 @@ class Beliefs:
 
     # What is heard
 
-    def hear_alive(self, now: float, words: Alive) -> None:
+    def hear_alive(self, now: float, words: Alive, *, old: bool = False) -> None:
+        """`old`: the others know a newcomer already, and need not be told."""
         roster = self._roster
+        member = roster.get(words.id)
+        if member is not None and words.incarnation <= member.incarnation:
+            return  # as most that is heard: many tell of one
         if words.id == roster.me.id:
             self._hear_of_self(now, words)
             return
@@ -79,10 +83,9 @@ class Beliefs:
         if words.version < VERSION_OLDEST or words.version_oldest > VERSION:
             self._counts.drop("version")
             return
-        member = roster.get(words.id)
         if member is None:
-            self._meet(now, words)
-        elif words.incarnation > member.incarnation:
+            self._meet(now, words, old)
+        else:
             self._revive(now, member, words)
 
     def hear_suspect(self, now: float, claim: Suspect) -> None:
@@ -126,8 +129,7 @@ class Beliefs:
         if roster.full:
             self._counts.drop("full")
             return
-        member = Member(words, state, since)
-        roster.add(member)
+        member = roster.add(words, state, since)
         change = Change.LEFT if state is State.LEFT else Change.DIED
         self._outbox.tell(MemberChanged(change, roster.view(member)))
 
@@ -170,7 +172,7 @@ class Beliefs:
         if member.state is State.LEFT and claim.incarnation <= member.incarnation:
             return encode(Left(member.id, member.incarnation))
         if member.state is State.ALIVE and claim.incarnation < member.words.incarnation:
-            return encode(member.words)
+            return member.encoded
         return b""
 
     def claim_of(self, member: Member) -> bytes:
@@ -209,7 +211,7 @@ class Beliefs:
         """News of this node's own."""
         me = self._roster.me
         self._roster.reword(me, words)
-        self._news.add(me.id, encode(words))
+        self._news.add(me.id, me.encoded)
 
     def leave(self) -> None:
         """Where they are not too many, each is told directly too."""
@@ -245,13 +247,13 @@ class Beliefs:
 
     # Changes
 
-    def _meet(self, now: float, words: Alive) -> None:
+    def _meet(self, now: float, words: Alive, old: bool) -> None:
         if self._roster.full:
             self._counts.drop("full")
             return
-        member = Member(words, State.ALIVE, now)
-        self._roster.add(member)
-        self._news.add(member.id, encode(words))
+        member = self._roster.add(words, State.ALIVE, now)
+        if not old:
+            self._news.add(member.id, member.encoded)
         self._outbox.tell(MemberChanged(Change.JOINED, self._roster.view(member)))
         self._look_for_namesakes(member)
 
@@ -259,7 +261,7 @@ class Beliefs:
         was, before = member.state, member.words
         self._end_suspicion(member)
         self._roster.reword(member, words)
-        self._news.add(member.id, encode(words))
+        self._news.add(member.id, member.encoded)
         if was is not State.ALIVE:
             change = Change.CLEARED if was is State.SUSPECT else Change.RETURNED
             self._become(now, member, State.ALIVE, change)

@@ -34,22 +34,27 @@ from mesh.swim.messages import (
 )
 from mesh.swim.outputs import Knocked, Outbox, Output, SwimCounts, To
 from mesh.swim.probing import Prober
-from mesh.swim.roster import Member, MemberView, Roster, State
+from mesh.swim.roster import Keep, Member, MemberView, Roster, State, keep
 from mesh.swim.rtt import RttStats
+from mesh.swim.seeds import Seeds
 from mesh.swim.settings import Rng, Settings
 from mesh.swim.syncing import Syncing
 
-_SEEDS_MAX = 64
 _SYNC_DOUBLES_FROM = 32
 _STALL_PROBES = 4
 """Away for longer than so many probe windows, a node knows nothing any more."""
 _FEW_SLOWER = (2.0, 2.0, 2.0)
 """By the number of others: among few each one's turn comes round soon without hurry."""
 _LATE_SEEDS_SLOWER = 30
+_DIGITS_LEAST = 2
+"""Among eight, one digit's worth of telling missed one of them in every fifteenth change."""
 _REAP_S = 60.0
+_GO_ON_S = 0.001
+"""Between two parts of a long sync: whatever else is due has its turn."""
 
-PROBE, GOSSIP, SYNC, RECONNECT, SEED, REAP = (
-    ("next probe", 0), ("gossip", 0), ("sync", 0), ("reconnect", 0), ("seed", 0), ("reap", 0),
+PROBE, GOSSIP, SYNC, GO_ON, RECONNECT, SEED, REAP = (
+    ("next probe", 0), ("gossip", 0), ("sync", 0), ("go on", 0), ("reconnect", 0), ("seed", 0),
+    ("reap", 0),
 )  # fmt: skip
 
 
@@ -69,9 +74,10 @@ class Self(msgspec.Struct, frozen=True, kw_only=True):
 
 class Swim:
     def __init__(
-        self, settings: Settings, me: Self, now: float, rng: Rng, seeds: Sequence[str] = ()
-    ) -> None:
-        """Raises NotUsable."""
+        self, settings: Settings, me: Self, now: float, rng: Rng, seeds: Sequence[str] = (), *,
+        keep: Keep = keep,
+    ) -> None:  # fmt: skip
+        """Many in one process may `keep` one copy of what they hear. Raises NotUsable."""
         if not 0 <= me.boot < INCARNATION_MAX >> BOOT_BITS:
             raise NotUsable(f"a boot is a number from 0 to {INCARNATION_MAX >> BOOT_BITS}")
         words = Alive(
@@ -86,7 +92,7 @@ class Swim:
         self._alarms: Alarms[Key] = Alarms()
         self._health = Health(settings.health_max)
         self._outbox = Outbox(self._news, self.counts, settings.payload_bytes_max)
-        self._roster = Roster(words, now, settings.members_max, rng)
+        self._roster = Roster(words, now, settings.members_max, rng, keep)
         self._beliefs = Beliefs(
             settings, self._roster, self._news, self._alarms, self._health, self._outbox,
             self.counts,
@@ -96,20 +102,18 @@ class Swim:
             settings, self._roster, self._beliefs, self._alarms, self._health, self._locator,
             self._outbox, self.counts, rng,
         )  # fmt: skip
-        self._syncing = Syncing(settings.sync_bytes_max, self._roster, self._beliefs, rng)
+        self._syncing = Syncing(settings, now, self._roster, self._beliefs, self.counts, rng)
         self._beliefs.on_suspicion = self._prober.look_at_suspect
         self._beliefs.on_last_look = self._prober.look_at_last
         self._beliefs.on_return = self._returned
         self._gossiped_at = now - settings.gossip_interval_s
         self._worsened_at = now - settings.probe_interval_s
         self._alone_since = now
-        self._seeds = [*seeds]
-        self._next_seed = 0
-        self._check_seeds()
+        self._seeds = Seeds(self._roster, seeds)
         self._beliefs.say(words)
         self._alarms.set(PROBE, now + rng.random() * settings.probe_interval_s)
         # The first soon: of many that start together nobody has heard of all.
-        self._alarms.set(SYNC, now + (1 + 2 * rng.random()) * settings.reconnect_interval_s)
+        self._sync_within(now, settings.reconnect_interval_s)
         self._alarms.set(RECONNECT, now + rng.random() * settings.reconnect_interval_s)
         self._alarms.set(SEED, now)
         self._alarms.set(REAP, now + _REAP_S)
@@ -154,6 +158,7 @@ class Swim:
         self._notice(now)
         self._check_peer(peer)
         answer = self._syncing.answer(now, peer, body)
+        self._go_on_later(now)
         self._settle(now)
         return answer
 
@@ -161,7 +166,9 @@ class Swim:
         """The answer to `sync_ask` has come. Raises Dropped."""
         self._notice(now)
         self._check_peer(peer)
-        self._syncing.merge(now, peer, body)
+        if (pause_s := self._syncing.merge(now, peer, body)) is not None:
+            self._sync_within(now, pause_s)
+        self._go_on_later(now)
         self._settle(now)
 
     def lag(self, now: float, lag_s: float) -> None:
@@ -213,8 +220,7 @@ class Swim:
 
     def seed(self, now: float, seeds: Sequence[str]) -> None:
         """Addresses where members may answer, instead of those known before."""
-        self._seeds = [*seeds]
-        self._check_seeds()
+        self._seeds.replace(seeds)
         self._alarms.set(SEED, now)
 
     # What comes out
@@ -317,7 +323,8 @@ class Swim:
             case Nack(number):
                 self._prober.hear_nack(sender, number)
             case Who():
-                return encode(Left(me.id, me.incarnation) if self._beliefs.leaving else me.words)
+                leaving = self._beliefs.leaving
+                return encode(Left(me.id, me.incarnation)) if leaving else me.encoded
         return b""
 
     def _check_peer(self, peer: str) -> None:
@@ -368,6 +375,10 @@ class Swim:
         for member in self._roster.pick(1, lambda member: member.state is State.ALIVE):
             self._outbox.sync(member.id)
 
+    def _due_go_on(self, now: float, which: str | int) -> None:
+        self._syncing.go_on(now)
+        self._go_on_later(now)
+
     def _due_reconnect(self, now: float, which: str | int) -> None:
         """As often as one a second for each that is lost, however many are there to do it."""
         self._alarms.set(RECONNECT, now + self._settings.reconnect_interval_s)
@@ -387,7 +398,7 @@ class Swim:
         self._alarms.set(SEED, now + pause_s * (0.75 + self._rng.random() / 2))
         if self._beliefs.leaving:
             return
-        if (seed := self._unmet_seed()) is not None:
+        if (seed := self._seeds.unmet()) is not None:
             self._outbox.sync(None, seed)
         lost, living = self._roster.dead, self._roster.living
         if lost and self._rng.random() * max(1, living) < lost:
@@ -408,6 +419,7 @@ class Swim:
         "suspicion": _due_suspicion,
         "gossip": _due_gossip,
         "sync": _due_sync,
+        "go on": _due_go_on,
         "reconnect": _due_reconnect,
         "seed": _due_seed,
         "reap": _due_reap,
@@ -440,10 +452,18 @@ class Swim:
     def _settle(self, now: float) -> None:
         """There is news: it need not wait for the next round of gossip where the last is over."""
         members = self._roster.living + 1
-        self._outbox.times_max = self._settings.retransmit_mult * len(str(members))
+        digits = max(_DIGITS_LEAST, len(str(members)))
+        self._outbox.times_max = self._settings.retransmit_mult * digits
         if len(self._news) and members > 1 and GOSSIP not in self._alarms:
             at = max(now, self._gossiped_at + self._settings.gossip_interval_s)
             self._alarms.set(GOSSIP, at)
+
+    def _sync_within(self, now: float, pause_s: float) -> None:
+        self._alarms.set_by(SYNC, now + (1 + 2 * self._rng.random()) * pause_s)
+
+    def _go_on_later(self, now: float) -> None:
+        if self._syncing.waiting:
+            self._alarms.set_by(GO_ON, now + _GO_ON_S)
 
     # Whom to meet
 
@@ -451,19 +471,3 @@ class Swim:
         """Whom it was with has been missed too, perhaps."""
         if self._roster.dead:
             self._outbox.sync(member.id)
-
-    def _unmet_seed(self) -> str | None:
-        """The next that is no living member's address."""
-        if not self._seeds:
-            return None
-        met = {a for member in self._roster if member.living for a in member.words.addresses}
-        met.update(self._roster.me.words.addresses)
-        for _ in self._seeds:
-            self._next_seed = (self._next_seed + 1) % len(self._seeds)
-            if (seed := self._seeds[self._next_seed]) not in met:
-                return seed
-        return None
-
-    def _check_seeds(self) -> None:
-        if len(self._seeds) > _SEEDS_MAX:
-            raise NotUsable(f"{len(self._seeds)} seeds; {_SEEDS_MAX} are the most")

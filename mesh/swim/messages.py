@@ -123,7 +123,8 @@ class Entry(msgspec.Struct, frozen=True, array_like=True):
     """A member as a sync has it. Of one that left, or is dead, no more than that may be known."""
 
     state: Annotated[int, Meta(ge=ALIVE, le=LEFT)]
-    words: Alive
+    words: msgspec.Raw
+    """As told: most are known to the letter, and need not be read."""
     age_s: Age = 0.0
     """Since it is in this state."""
 
@@ -148,6 +149,7 @@ _encoder = msgspec.msgpack.Encoder()
 _messages = msgspec.msgpack.Decoder(list[Message])
 _raws = msgspec.msgpack.Decoder(list[msgspec.Raw])
 _message = msgspec.msgpack.Decoder(Message)
+_alive = msgspec.msgpack.Decoder(Alive)
 _ask = msgspec.msgpack.Decoder(SyncAsk)
 _answer = msgspec.msgpack.Decoder(SyncAnswer)
 _KINDS = len(get_args(Message))
@@ -202,8 +204,16 @@ def encode_sync(sync: SyncAsk | SyncAnswer) -> bytes:
     return _encoder.encode(sync)
 
 
-def entry_bytes(entry: Entry) -> int:
-    return len(_encoder.encode(entry))
+ENTRY_BYTES = 11
+"""On top of the words."""
+
+
+def decode_words(entry: Entry) -> Alive:
+    """Raises Dropped."""
+    try:
+        return _alive.decode(entry.words)
+    except _BAD:
+        raise Dropped("garbage", "a member's words that are none of this protocol") from None
 
 
 def decode_ask(body: bytes, bytes_max: int) -> SyncAsk:

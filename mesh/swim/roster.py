@@ -8,7 +8,7 @@ from enum import IntEnum
 import msgspec
 
 from mesh.swim.coordinates import Coordinate, unpack
-from mesh.swim.messages import ALIVE, DEAD, LEFT, SUSPECT, Alive
+from mesh.swim.messages import ALIVE, DEAD, LEFT, SUSPECT, Alive, encode
 from mesh.swim.rtt import RttWindow
 from mesh.swim.settings import Rng
 from mesh.swim.suspicion import Suspicion
@@ -16,6 +16,14 @@ from mesh.swim.suspicion import Suspicion
 _TOMBSTONES_MAX = 8_192
 _REMOVED_MAX = 65_536
 _PICK_TRIES = 3
+
+
+Keep = Callable[[Alive], tuple[Alive, bytes]]
+"""The words to keep where these were heard, and how they are told."""
+
+
+def keep(words: Alive) -> tuple[Alive, bytes]:
+    return words, encode(words)
 
 
 class State(IntEnum):
@@ -45,6 +53,7 @@ class Member:
         "_coordinate",
         "_packed",
         "address_at",
+        "encoded",
         "heard_at",
         "incarnation",
         "rtt",
@@ -55,8 +64,10 @@ class Member:
         "words",
     )
 
-    def __init__(self, words: Alive, state: State, since: float) -> None:
+    def __init__(self, words: Alive, encoded: bytes, state: State, since: float) -> None:
         self.words = words
+        self.encoded = encoded
+        """The words, as they are told."""
         self.state = state
         self.since = since
         self.incarnation = words.incarnation
@@ -96,16 +107,21 @@ class Member:
 
 
 class Roster:
-    def __init__(self, me: Alive, now: float, members_max: int, rng: Rng) -> None:
-        self.me = Member(me, State.ALIVE, now)
+    def __init__(
+        self, me: Alive, now: float, members_max: int, rng: Rng, keep: Keep = keep
+    ) -> None:
+        self._keep = keep
+        self.me = Member(*keep(me), State.ALIVE, now)
         self._members_max = members_max
         self._rng = rng
         self._members: dict[str, Member] = {}
         self._ids: list[str] = []
         """For picks by chance; in the order of probing, which is shuffled with each round."""
         self._next = 0
-        self._named: dict[str, dict[str, None]] = {}
-        """Ids of the living by name, where there are any."""
+        self._named: dict[str, str] = {}
+        """The living by name: the one that has it, or any of those that do."""
+        self._sharers: dict[str, dict[str, None]] = {}
+        """Where there are several, all of them."""
         self._tombstones: dict[str, int] = {}
         self._removed: dict[str, None] = {}
         self.living = 0
@@ -137,8 +153,9 @@ class Roster:
 
     # Coming, changing, going
 
-    def add(self, member: Member) -> None:
+    def add(self, words: Alive, state: State, since: float) -> Member:
         """At a place by chance, so that those who join together are not probed together."""
+        member = Member(*self._keep(words), state, since)
         self._members[member.id] = member
         self._tombstones.pop(member.id, None)
         self._ids.append(member.id)
@@ -147,6 +164,7 @@ class Roster:
         self._count(member.state, 1)
         if member.living:
             self._name(member)
+        return member
 
     def become(self, member: Member, state: State, now: float) -> None:
         self._count(member.state, -1)
@@ -161,7 +179,8 @@ class Roster:
         self._unname(member)
         if words.addresses != member.words.addresses:
             member.address_at = 0
-        member.words, member.incarnation = words, words.incarnation
+        member.words, member.encoded = self._keep(words)
+        member.incarnation = words.incarnation
         if member.living:
             self._name(member)
 
@@ -192,22 +211,24 @@ class Roster:
     # Names
 
     def name_kept_by(self, member: Member) -> str | None:
-        rivals = self._named.get(member.words.name)
-        if rivals is None or len(rivals) < 2 or member.id not in rivals:
+        sharers = self._sharers.get(member.words.name)
+        if sharers is None or member.id not in sharers:
             return None
-        keeper = min(rivals, key=self._seniority)
+        keeper = min(sharers, key=self._seniority)
         return keeper if keeper != member.id else None
 
     def namesakes(self, member: Member) -> list[str]:
         """All living ones of its name, the one that keeps it first."""
-        return sorted(self._named.get(member.words.name, ()), key=self._seniority)
+        sharers = self._sharers.get(member.words.name)
+        if sharers is not None:
+            return sorted(sharers, key=self._seniority)
+        only = self._named.get(member.words.name)
+        return [] if only is None else [only]
 
     def shared_names(self) -> dict[str, tuple[str, ...]]:
         """Whoever goes by a name that others have too, the one that keeps it first."""
         return {
-            name: tuple(sorted(ids, key=self._seniority))
-            for name, ids in self._named.items()
-            if len(ids) > 1
+            name: tuple(sorted(ids, key=self._seniority)) for name, ids in self._sharers.items()
         }
 
     def _seniority(self, id: str) -> tuple[int, str]:
@@ -215,14 +236,22 @@ class Roster:
         return member.words.born, id
 
     def _name(self, member: Member) -> None:
-        self._named.setdefault(member.words.name, {})[member.id] = None
+        name = member.words.name
+        other = self._named.setdefault(name, member.id)
+        if other != member.id:
+            self._sharers.setdefault(name, {other: None})[member.id] = None
 
     def _unname(self, member: Member) -> None:
-        named = self._named.get(member.words.name)
-        if named is not None:
-            named.pop(member.id, None)
-            if not named:
-                del self._named[member.words.name]
+        name = member.words.name
+        sharers = self._sharers.get(name)
+        if sharers is None:
+            if self._named.get(name) == member.id:
+                del self._named[name]
+            return
+        sharers.pop(member.id, None)
+        self._named[name] = next(iter(sharers))
+        if len(sharers) == 1:
+            del self._sharers[name]
 
     # Chance
 

@@ -50,7 +50,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     gossip_nodes: int = 3
     gossip_to_the_dead_s: float
     retransmit_mult: int = 4
-    """News are told this many times, times the digits of the number of members."""
+    """News are told this many times, times the digits of the number of members, two at least."""
 
     sync_interval_s: float
     """Push-pull with one member by chance; from 32 members on it doubles as they do."""
@@ -69,6 +69,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     payload_bytes_max: int = 1_130
     """Of a datagram before it is sealed: with the seal and the headers under 1,200 + 28."""
     sync_bytes_max: int = 700_000
+    sync_answers_bytes_s: int = 2_000_000
+    """Who has told others so much of late tells the next of a few members, who tell on."""
     members_max: int = 10_000
     broadcasts_max: int = 4_096
     probes_max: int = 16
@@ -89,7 +91,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             "members_max must be above 1": self.members_max > 1,
             "counts must be above 0": min(
                 self.gossip_nodes, self.retransmit_mult, self.broadcasts_max, self.probes_max,
-                self.health_max, self.sync_bytes_max,
+                self.health_max, self.sync_bytes_max, self.sync_answers_bytes_s,
             ) > 0,
             "indirect_probes, verifiers and confirmations must not be below 0":
                 min(self.indirect_probes, self.verifiers, self.confirmations) >= 0,

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -74,6 +75,10 @@ class _Held:
     """Taken back: its end is for the runner alone."""
 
 
+def _devices(held: _Held) -> tuple[str, ...]:
+    return held.duty.attempt.devices
+
+
 @dataclass(slots=True)
 class _Report:
     attempt_id: AttemptId
@@ -97,6 +102,10 @@ class Attempts:
         self._actor = Actor(cluster.node.name, "agent")
         self._held: dict[AttemptId, _Held] = {}
         self._waiting: deque[AttemptId] = deque()
+        self._strange: dict[AttemptId, Ended] = {}
+        """Ends of what is not known to be ours: told before, or our state is not the newest yet.
+        The runner keeps no more of them than it may."""
+        self._strange_come = trio.Event()
         self._reports: dict[AttemptId, _Report] = {}
         self._report_wanted = trio.Event()
         self._wanted = trio.Event()
@@ -270,8 +279,7 @@ class Attempts:
         while True:
             await self._lease.wait()
             batch: list[_Held] = []
-            while self._waiting and not self._closing:
-                held = self._held[self._waiting.popleft()]
+            for held in self._take_waiting():
                 held.running = True  # the runner's, which starts it when it has a slot
                 source = held.duty.spec.source
                 if isinstance(source, Fetch) and not self._binaries.has(source):
@@ -283,6 +291,23 @@ class Attempts:
                 continue
             self._wanted = trio.Event()
             await self._wanted.wait()
+
+    def _take_waiting(self) -> list[_Held]:
+        """What may begin: all but that whose device another has until it has ended. Its job was
+        taken back, so the swarm gives the device away, and does not wait for its grace."""
+        if self._closing:
+            return []
+        in_use = {d for held in self._held.values() if held.running for d in _devices(held)}
+        waiting, self._waiting = self._waiting, deque()
+        taken = []
+        for attempt_id in waiting:
+            held = self._held[attempt_id]
+            if in_use.isdisjoint(_devices(held)):
+                in_use.update(_devices(held))
+                taken.append(held)
+            else:
+                self._waiting.append(attempt_id)
+        return taken
 
     async def _start(self, batch: list[_Held]) -> None:
         fetches = [h for h in batch if isinstance(h.duty.spec.source, Fetch)]
@@ -389,7 +414,8 @@ class Attempts:
             held = self._held.get(attempt_id)
             if held is None:
                 if isinstance(said, Ended):
-                    await self._runner.ack([attempt_id])
+                    self._strange[attempt_id] = said
+                    self._strange_come.set()
                 continue
             if isinstance(said, Started):
                 held.started_at = now - said.age_s
@@ -407,6 +433,27 @@ class Attempts:
             report = self._report_end(attempt_id, status_of(said), result)
             report.ended_at = now - said.ended_age_s
             report.acknowledge = True
+
+    async def settle_strange(self) -> None:
+        """An end is acknowledged, and forgotten by the runner, only when a quorum says that nobody
+        waits for it: after a loss of power this node's state may lag behind its runner."""
+        while True:
+            await self._strange_come.wait()
+            self._strange_come = trio.Event()
+            while self._strange:
+                asked = tuple(self._strange)[:REPORTS_MAX]
+                read = partial(self._cluster.read, ListDuties(self._cluster.node.id, asked))
+                with local_reads(False):
+                    duties = await patiently(read)
+                ended = {attempt_id: self._strange.pop(attempt_id) for attempt_id in asked}
+                for duty in duties:
+                    if duty.attempt.id not in self._held:
+                        self._held[duty.attempt.id] = _Held(duty)
+                    elif duty.attempt.id in self._waiting:
+                        self._waiting.remove(duty.attempt.id)
+                await self._hear([ended.pop(duty.attempt.id) for duty in duties])
+                if ended:
+                    await self._runner.ack(list(ended))
 
     async def _result(self, duty: Duty, ended: Ended) -> Result:
         directory = self.logs.directory(duty.attempt.id)
@@ -498,6 +545,8 @@ class Attempts:
         self.logs.ended(attempt_id)
         self.directories.ended(self.logs.directory(attempt_id))
         self._let_go_of.set()
+        if _devices(held):
+            self._wanted.set()
 
     async def _forget_logs(self) -> None:
         """The oldest, where all together are over their bound."""
@@ -531,6 +580,7 @@ async def open_attempts(attempts: Attempts) -> AsyncIterator[Attempts]:
             await attempts.adopt()
             nursery.start_soon(attempts.keep_lease)
             nursery.start_soon(attempts.hear)
+            nursery.start_soon(attempts.settle_strange)
             nursery.start_soon(attempts.report)
             nursery.start_soon(attempts.launch, nursery)
             nursery.start_soon(attempts.follow)

@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "keyring": ("members", "The keys that seal what nodes tell each other over UDP."),
     "recover": ("recover", "Go on with this node alone: a majority is gone for good."),
     "raft": ("raft", "The swarm's log: its standing, who leads, backup and restore."),
+    "sim": ("sim", "What becomes of a swarm when machines go: simulated, in one process."),
     "admin-key": ("swarm", "The key that protected surfaces ask for."),
     "config": ("about", "Every setting in force, and where it came from."),
     "version": ("about", "The version of this program."),

@@ -6,12 +6,13 @@ A hint, never a decision: what follows from a death is proposed, and agreed on, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import trio
 
 from mesh.gossip import Gossip, open_gossip
+from mesh.gossip_sockets import Datagrams
 from mesh.identity.boxes import Entropy
 from mesh.sealing import Sealing
 from mesh.swim import INCARNATION_MAX, MemberView, Rng, RttStats, Self, Settings, State
@@ -44,6 +45,8 @@ class GossipSettings:
     """Where the wires listen: datagrams come and go there too."""
     boot: int
     """Grows with each start of this node."""
+    opens: Callable[[Sequence[str]], Datagrams] | None = None
+    """Where datagrams go by other ways than sockets."""
 
 
 class Neighbours:
@@ -112,7 +115,7 @@ class Neighbours:
         )  # fmt: skip
         async with open_gossip(
             settings.profile, me, wires, sealing, binds=settings.binds, rng=rng,
-            seeds=_addresses(members().values(), node.id),
+            seeds=_addresses(members().values(), node.id), opens=settings.opens,
         ) as gossip:  # fmt: skip
             self._gossip = gossip
             try:

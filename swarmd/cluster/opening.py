@@ -347,6 +347,8 @@ async def _compact(raft_log: RaftLog, store: StateStore, settings: OpeningSettin
             continue
         durable = await store.make_durable()
         if durable >= upto:
+            if not raft_log.first_index() <= upto <= raft_log.last_index():
+                continue  # a copy is in the state's place, and the log does not begin there yet
             # Who votes is in the state, which goes before what the log says of it.
             conf = decode_conf(place.conf)
             with suppress(LogBusy):  # it looks again soon

@@ -172,13 +172,11 @@ async def _place_all(cluster: Cluster, term: int, pace: Pace, there: Present) ->
         view = await cluster.read(ViewPlacement(sum(far.values()), ASSIGNMENTS_MAX))
         view = replace(view, nodes=tuple(n for n in view.nodes if there.present(n.id)))
         pace.start_from(view)
-        assignments = plan(view, far)
+        assignments = plan(view, far, ASSIGNMENTS_MAX)
         if not assignments:
             return
         try:
-            given = await cluster.propose(
-                AssignJobs(tuple(assignments[:ASSIGNMENTS_MAX]), term), SYSTEM
-            )
+            given = await cluster.propose(AssignJobs(tuple(assignments), term), SYSTEM)
         except Busy as busy:
             await trio.sleep(busy.retry_after_s)
             continue

@@ -1,33 +1,26 @@
 """A disk in memory: what was not synced is gone after a crash, up to some point that chance picks.
 
 The log keeps what was acknowledged, and a prefix of what was not. The state keeps what its process
-wrote, or, where the power went, what was checkpointed last.
+wrote, or, where the power went, what was checkpointed last. A disk may also be full, be damaged, or
+have an older copy put back: then it says what mesh.wal and the store say of such files.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
 import random
 import sqlite3
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import trio
 
-from mesh.raft import (
-    NO_LIMIT,
-    ConfState,
-    Entry,
-    HardState,
-    MemoryStorage,
-    Snapshot,
-    SnapshotMeta,
-    SnapshotTemporarilyUnavailable,
-)
-from mesh.wal_errors import LogBusy
+from mesh.raft import MemoryStorage
 from swarmd.domain.errors import Unavailable
 from swarmd.sim.clockwork import Timers
 from swarmd.state.commands import VERSION
@@ -36,8 +29,6 @@ from swarmd.state.queries import QUERIES, Query, T
 from swarmd.state.schema import migrate
 from swarmd.state.store import Delivered, Slot, SnapshotFile, decode_slots, hash_file
 from swarmd.state.versions import Outdated, check_known, in_force_in
-
-OnDone = Callable[[], None]
 
 
 class Watcher(Protocol):
@@ -70,11 +61,73 @@ class Disk:
     checkpoint: bytes | None = None
     busy: int = 0
     """How often the log was full."""
+    gate: Callable[[Callable[[], None]], None] = lambda then: then()
+    """What the disk has done is told through it: a process that is stopped hears it later."""
+    full: bool = False
+    """There is no room for one more write."""
+    bad_log: str | None = None
+    """What is wrong with the log's file, which shows when it is opened."""
+    bad_state: str | None = None
+
+    def damage(self, rng: random.Random, *, log: bool = True) -> None:
+        """A sector of one of the files reads otherwise than it was written, from the next start
+        on: what runs has it in memory."""
+        if not log:
+            self.bad_state = "database disk image is malformed"
+        elif self.stored.last_index() >= self.stored.first_index():
+            entry = rng.randint(self.stored.first_index(), self.stored.last_index())
+            self.bad_log = f"entry {entry} is not what its checksum says"
+        else:
+            self.bad_log = "its head is not what its checksum says"
+
+    def image(self) -> Image:
+        """What a backup of the whole directory has."""
+        stored = copy.copy(self.stored)
+        stored._entries = list(self.stored._entries)
+        return Image(stored, dict(self.facts), self.boot, self.state.serialize())
+
+    def put_back(self, image: Image, *, log: bool = True, state: bool = True) -> None:
+        """Files of a backup in the place of the newest, while no process has them open."""
+        if log:
+            self.stored = copy.copy(image.stored)
+            self.stored._entries = list(image.stored._entries)
+            self.facts, self.boot, self.bad_log = dict(image.facts), image.boot, None
+        if state:
+            self.state.close()
+            self.state, self.checkpoint = _database(image.state), image.state
+            self.bad_state = None
+
+    def lose_log(self) -> None:
+        """The file is gone."""
+        self.stored, self.facts, self.boot, self.bad_log = MemoryStorage(), {}, 0, None
+
+    def lose_state(self) -> None:
+        self.state.close()
+        self.state, self.checkpoint, self.bad_state = _database(None), None, None
+
+    @property
+    def checkpointed(self) -> int:
+        """How far the state is on disk for certain."""
+        if self.checkpoint is None:
+            return 0
+        conn = _database(self.checkpoint)
+        try:
+            return read_place(conn).index
+        finally:
+            conn.close()
 
     def lose_power(self) -> None:
         """What the state had not checkpointed is gone; the log begins where it ends or before."""
         self.state.close()
         self.state = _database(self.checkpoint)
+
+
+@dataclass(frozen=True)
+class Image:
+    stored: MemoryStorage
+    facts: dict[str, bytes]
+    boot: int
+    state: bytes
 
 
 @functools.cache
@@ -95,166 +148,17 @@ def _database(content: bytes | None) -> sqlite3.Connection:
     return conn
 
 
-class SimTicket:
-    def __init__(self, on_done: OnDone | None) -> None:
-        self.on_done = on_done
-        self._event: trio.Event | None = None
-        self.done = False
-        self.entries: Sequence[Entry] = ()
-        self.hard_state: HardState | None = None
-        self.snapshot: SnapshotMeta | None = None
-        self.compact: int | None = None
-        self.fact: tuple[str, bytes] | None = None
-
-    async def wait(self) -> None:
-        if self.done:
-            await trio.lowlevel.checkpoint()
-            return
-        self._event = self._event or trio.Event()
-        await self._event.wait()
-
-    def finish(self) -> None:
-        self.done = True
-        if self._event is not None:
-            self._event.set()
-        if self.on_done is not None:
-            self.on_done()
-
-
-class SimLog:
-    """The RaftLog of one life of a node."""
-
-    def __init__(self, disk: Disk) -> None:
-        self._disk = disk
-        self._stored = disk.stored
-        disk.boot += 1
-        self.boot = disk.boot
-        self._waiting: deque[SimTicket] = deque()
-        self._syncing: deque[SimTicket] = deque()
-        self._dead = False
-
-    def crash(self) -> None:
-        """Of what was under way a prefix is on disk."""
-        self._dead = True
-        under_way = [*self._syncing, *self._waiting]
-        for ticket in under_way[: self._disk.rng.randint(0, len(under_way))]:
-            self._write(ticket)
-
-    def _hand_over(self, ticket: SimTicket) -> SimTicket:
-        if len(self._waiting) + len(self._syncing) >= self._disk.writes_max:
-            self._disk.busy += 1
-            raise LogBusy("too many writes wait for the disk")
-        self._waiting.append(ticket)
-        if not self._syncing:
-            self._sync()
-        return ticket
-
-    def _sync(self) -> None:
-        """One at a time: who comes meanwhile goes with the next."""
-        if self._waiting:
-            self._syncing, self._waiting = self._waiting, deque()
-            delay_s = self._disk.rng.uniform(*self._disk.sync_s)
-            self._disk.timers.after(delay_s, self._synced)
-
-    def _synced(self) -> None:
-        if self._dead:
-            return
-        group, self._syncing = self._syncing, deque()
-        for ticket in group:
-            self._write(ticket)
-        self._sync()
-        for ticket in group:
-            ticket.finish()
-
-    def _write(self, ticket: SimTicket) -> None:
-        stored = self._stored
-        if ticket.snapshot is not None:
-            stored.apply_snapshot(Snapshot(ticket.snapshot))
-        if ticket.entries:
-            stored.append(ticket.entries)
-        if ticket.hard_state is not None:
-            stored.set_hard_state(ticket.hard_state)
-        if ticket.compact is not None and ticket.compact >= stored.first_index():
-            stored.compact(ticket.compact)
-        if ticket.fact is not None:
-            self._disk.facts[ticket.fact[0]] = ticket.fact[1]
-
-    # Read
-
-    def initial_state(self) -> tuple[HardState, ConfState]:
-        return self._stored.initial_state()
-
-    def entries(self, lo: int, hi: int, bytes_max: int = NO_LIMIT) -> Sequence[Entry]:
-        return self._stored.entries(lo, hi, bytes_max)
-
-    def term(self, index: int) -> int:
-        return self._stored.term(index)
-
-    def first_index(self) -> int:
-        return self._stored.first_index()
-
-    def last_index(self) -> int:
-        return self._stored.last_index()
-
-    def snapshot(self) -> Snapshot:
-        raise SnapshotTemporarilyUnavailable("whoever owns the state has it")
-
-    def fact(self, name: str) -> bytes | None:
-        return self._disk.facts.get(name)
-
-    @property
-    def hard_state(self) -> HardState:
-        return self._stored.hard_state
-
-    @property
-    def compacted(self) -> SnapshotMeta:
-        index = self._stored.first_index() - 1
-        return SnapshotMeta(index, self._stored.term(index))
-
-    @property
-    def waiting_bytes(self) -> int:
-        return sum(len(e.data) for t in (*self._syncing, *self._waiting) for e in t.entries)
-
-    # Write
-
-    def append(
-        self, entries: Sequence[Entry] = (), hard_state: HardState | None = None,
-        snapshot: SnapshotMeta | None = None, on_done: OnDone | None = None,
-    ) -> SimTicket:  # fmt: skip
-        ticket = SimTicket(on_done)
-        ticket.entries, ticket.hard_state, ticket.snapshot = tuple(entries), hard_state, snapshot
-        return self._hand_over(ticket)
-
-    def restore(self, snapshot: SnapshotMeta, on_done: OnDone | None = None) -> SimTicket:
-        return self.append(snapshot=snapshot, on_done=on_done)
-
-    def compact(
-        self, upto: int, conf_state: ConfState, *, checkpointed: int, on_done: OnDone | None = None
-    ) -> SimTicket:
-        assert upto <= checkpointed, (upto, checkpointed)
-        kept = 0 if self._disk.checkpoint is None else _place_in(self._disk.checkpoint)
-        assert upto <= kept, f"{upto} would go, and the state has {kept} on disk"
-        ticket = SimTicket(on_done)
-        ticket.compact = upto
-        return self._hand_over(ticket)
-
-    def set_fact(self, name: str, value: bytes, on_done: OnDone | None = None) -> SimTicket:
-        ticket = SimTicket(on_done)
-        ticket.fact = (name, value)
-        return self._hand_over(ticket)
-
-    def offer_snapshot(self, snapshot: Snapshot | None) -> None:
-        raise AssertionError("not used here")
-
-    def use_conf_state(self, conf_state: ConfState) -> None:
-        raise AssertionError("not used here")
-
-
 class SimStore:
     """The StateStore of one life of a node: the real machine, no thread."""
 
     def __init__(self, disk: Disk, version: int = VERSION) -> None:
-        """Raises Outdated where the state is of a newer version."""
+        """Raises Outdated where the state is of a newer version, Unavailable where its file is
+        damaged."""
+        if disk.bad_state is not None:
+            raise Unavailable(
+                f"the state in {disk.name}/state.db cannot be opened: {disk.bad_state}. Put a"
+                " backup in its place, or move it away to begin with an empty queue"
+            )
         self._disk = disk
         self._version = version
         migrate(disk.state, version)
@@ -275,7 +179,8 @@ class SimStore:
         self._submitted = upto
         if not self._waiting:
             self._disk.timers.after(
-                self._disk.rng.uniform(*self._disk.apply_s), self._apply_waiting
+                self._disk.rng.uniform(*self._disk.apply_s),
+                partial(self._disk.gate, self._apply_waiting),
             )
         self._waiting.append((slots, upto, done))
 
@@ -349,11 +254,3 @@ class SimStore:
         self._disk.watcher.installed(self._disk.name, self.place)
         # Two files are not written at once: a crash may come between this one and the log.
         await trio.sleep(self._disk.rng.uniform(*self._disk.sync_s))
-
-
-def _place_in(content: bytes) -> int:
-    conn = _database(content)
-    try:
-        return read_place(conn).index
-    finally:
-        conn.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import heapq
 import math
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from mesh.swim import (
@@ -26,11 +26,15 @@ from mesh.swim import (
     Swim,
     SyncWanted,
 )
+from mesh.swim.messages import SPOKEN, Alive, Entry, SyncAnswer, decode_ask, encode_sync
+from mesh.swim.roster import keep
+from mesh.swim.syncing import AT_ONCE
 
 SOCKET_PACKETS_MAX = 270
 """As many small datagrams as a kernel's default buffer holds."""
 WAKE_S = 0.0002
 """From a deadline to the process that runs."""
+LONG_S = 3600.0
 
 
 @dataclass
@@ -59,6 +63,21 @@ class Host:
     events: list[tuple[float, Event]] = field(default_factory=list)
     sent: int = 0
     sent_bytes: int = 0
+    """Of datagrams, before they are sealed."""
+    got: int = 0
+    got_bytes: int = 0
+    syncs: int = 0
+    """That it asked for, or answered."""
+    sync_bytes: int = 0
+    """That it sent in them."""
+    sync_bytes_got: int = 0
+    by_second: dict[int, int] | None = None
+    """Bytes of all kinds that it sent or got in each second, where that is wanted."""
+
+    def carry(self, now: float, size_bytes: int) -> None:
+        if self.by_second is not None:
+            second = int(now)
+            self.by_second[second] = self.by_second.get(second, 0) + size_bytes
 
 
 class GossipWorld:
@@ -76,6 +95,9 @@ class GossipWorld:
         self.extra_delay_s: Callable[[str, str], float] = lambda source, target: 0.0
         self.stalls: Callable[[Host], float] = lambda host: 0.0
         """How long a process that wants to run has to wait."""
+        self.heeds: Callable[[Host, Event], bool] = lambda host, event: True
+        """Whether what a host was told is kept: among thousands it cannot be."""
+        self._words: dict[str, tuple[Alive, bytes]] = {}
 
     # Hosts
 
@@ -84,7 +106,7 @@ class GossipWorld:
         boot = old.boot + 1 if old else 1
         me = Self(id=id, boot=boot, **{"name": id, "addresses": (id,), **more})  # type: ignore[arg-type]
         rng = random.Random(self.rng.random())
-        swim = Swim(self.settings, me, self.now, rng, [*seeds])
+        swim = Swim(self.settings, me, self.now, rng, [*seeds], keep=self._keep)
         host = self.hosts[id] = Host(id, swim, boot, self.now, id)
         if old is not None:
             host.events = old.events
@@ -98,6 +120,31 @@ class GossipWorld:
             self.start(id, seeds=[ids[0]])
         return ids
 
+    def acquaint(self, ids: Sequence[str]) -> None:
+        """Each of these is told that all others have long been there, at no cost of traffic, and in
+        tales that are taken in at once."""
+        bytes_max, tales = self.settings.sync_bytes_max, {}
+        for id in ids:
+            ask = decode_ask(self.hosts[id].swim.sync_ask(self.now), bytes_max)
+            tales[id] = Entry(State.ALIVE, ask.entries[0].words, LONG_S)
+        for at, id in enumerate(ids):
+            others = [*ids[at + 1 :], *ids[:at]]
+            for start in range(1, len(others), AT_ONCE - 1):
+                some = [others[0], *others[start : start + AT_ONCE - 1]]
+                tale = SyncAnswer(SPOKEN, tuple(tales[other] for other in some))
+                self.hosts[id].swim.sync_done(self.now, some[0], encode_sync(tale))
+            self._settle(self.hosts[id])
+
+    def _keep(self, words: Alive) -> tuple[Alive, bytes]:
+        """One copy for all: there may be thousands times thousands."""
+        kept = self._words.get(words.id)
+        if kept is None or kept[0] != words:
+            newer = kept is None or kept[0].incarnation < words.incarnation
+            kept = keep(words)
+            if newer:
+                self._words[words.id] = kept
+        return kept
+
     def settle(self, ids: Iterable[str], bound_s: float = 60.0) -> None:
         """Until all of these hold all of these alive."""
         wanted = [*ids]
@@ -109,7 +156,7 @@ class GossipWorld:
         """Another process with the same id, elsewhere."""
         me = Self(id=id, boot=self.hosts[id].boot + 1, name=id, addresses=(address,))
         rng = random.Random(self.rng.random())
-        swim = Swim(self.settings, me, self.now, rng, [*seeds])
+        swim = Swim(self.settings, me, self.now, rng, [*seeds], keep=self._keep)
         host = self.hosts[address] = Host(id, swim, me.boot, self.now, address)
         self._settle(host)
         return host
@@ -228,7 +275,7 @@ class GossipWorld:
             self._knock(host, knock)
         for sync in out.syncs:
             self._sync(host, sync)
-        host.events += [(self.now, event) for event in out.events]
+        host.events += [(self.now, event) for event in out.events if self.heeds(host, event)]
         self._wake_at(host, host.swim.next_deadline())
 
     def _wake_at(self, host: Host, at: float) -> None:
@@ -245,6 +292,7 @@ class GossipWorld:
     def _send(self, host: Host, to: str, payload: bytes) -> None:
         host.sent += 1
         host.sent_bytes += len(payload)
+        host.carry(self.now, len(payload))
         self.largest = max(self.largest, len(payload))
         weather, rng = self.weather, self.rng
         copies = 1 + (rng.random() < weather.doubled)
@@ -259,6 +307,9 @@ class GossipWorld:
         gone = (source, to) in self.cut or (source, to) in self.udp_cut
         if host is None or not host.running or gone or len(host.inbox) >= SOCKET_PACKETS_MAX:
             return
+        host.got += 1
+        host.got_bytes += len(payload)
+        host.carry(self.now, len(payload))
         host.inbox.append((sender.id, source, payload))
         self._wake_at(host, self.now)
 
@@ -287,22 +338,32 @@ class GossipWorld:
         assert peer is not None
         ask = host.swim.sync_ask(self.now)
 
+        def told(by: Host, to: Host, body: bytes) -> None:
+            by.sync_bytes += len(body)
+            to.sync_bytes_got += len(body)
+            for each in (by, to):
+                each.carry(self.now, len(body))
+
         def reach() -> None:
             target = self.hosts.get(peer)
             if target is not None and target.running and self._open(host.id, peer):
                 self._in_turn(target, lambda: take(target))
 
         def take(target: Host) -> None:
+            told(host, target, ask)
+            host.syncs += 1
+            target.syncs += 1
             try:
                 answer = target.swim.sync_answer(self.now, host.id, ask)
             except Dropped:
                 return
             trip_s = self.rng.uniform(*self.weather.delay_s)
-            self.after(trip_s, lambda: self._in_turn(host, lambda: done(target.id, answer)))
+            self.after(trip_s, lambda: self._in_turn(host, lambda: done(target, answer)))
 
-        def done(id: str, answer: bytes) -> None:
+        def done(target: Host, answer: bytes) -> None:
+            told(target, host, answer)
             try:
-                host.swim.sync_done(self.now, id, answer)
+                host.swim.sync_done(self.now, target.id, answer)
             except Dropped:
                 return
 

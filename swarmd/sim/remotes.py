@@ -14,8 +14,9 @@ from swarmd.cluster.remote import Remote, RemoteSettings, open_remote
 from swarmd.domain.errors import Busy, Unavailable
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Node
-from swarmd.sim.disk import Disk, SimLog
-from swarmd.sim.network import SimWires
+from swarmd.sim.disk import Disk
+from swarmd.sim.log import SimLog
+from swarmd.sim.wires import SimWires
 from swarmd.sim.world import CLIENT, EPOCH_MS, World
 from swarmd.state.commands import VERSION, Command, PutSetting
 from swarmd.state.queries import GetSetting, T

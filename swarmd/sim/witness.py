@@ -37,10 +37,9 @@ class Witness:
         self._histories: dict[int, tuple[str, object]] = {}
         self._last = 0
         self._last_at = 0
-        self._kinds = msgspec.msgpack.Decoder(Message)
 
     def sent(self, source: str, target: str, body: bytes) -> None:
-        message = self._kinds.decode(body)
+        message = _decode_head(body)
         if message.kind in _OF_A_LEADER:
             first = self.leaders.setdefault(message.term, source)
             if first != source:
@@ -113,4 +112,15 @@ def _holds(disk: MemoryStorage, index: int, term: int) -> bool:
     return index <= disk.last_index() and disk.term(index) == term
 
 
+class _Head(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """Of a Message: what the rules need of it."""
+
+    kind: MessageKind
+    to: int
+    sender: int = 0
+    term: int = 0
+
+
+assert Message.__struct_fields__[:4] == _Head.__struct_fields__
+_decode_head = msgspec.msgpack.Decoder(_Head).decode
 _decode_batch = msgspec.msgpack.Decoder(Batch).decode

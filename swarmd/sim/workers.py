@@ -19,12 +19,13 @@ from swarmd.agent.binaries import Binaries
 from swarmd.agent.blobs import BlobStore
 from swarmd.agent.launch import Account
 from swarmd.agent.runners import Ids, Standings
-from swarmd.cluster.handle import local_reads
+from swarmd.cluster.handle import Cluster, local_reads
 from swarmd.cluster.replica import Replica
 from swarmd.domain.jobs import Installed, Job, JobId, JobSpec
 from swarmd.domain.nodes import Capacity
 from swarmd.drivers.frames import AttemptOrder, AttemptStanding, Ended, Events, Refusal, Started
 from swarmd.runner.core import LEASE_GRACE_MS
+from swarmd.sim.clockwork import HostClock
 from swarmd.sim.world import Host, World
 from swarmd.state.commands import NewJob, SubmitJobs
 from swarmd.state.queries import FindJob
@@ -66,6 +67,40 @@ class Runs:
         return [ran for ran in self.history if ran.token == token]
 
 
+class SimStanding(AttemptStanding, frozen=True):
+    """As the runner tells it; how old that is follows from the host's clock, not this machine's."""
+
+    clock: HostClock = HostClock()
+
+    @property
+    def age_s(self) -> float:
+        return _age_s(self.clock, self.started_boottime_ns) or 0.0
+
+
+class SimStarted(Started, frozen=True):
+    clock: HostClock = HostClock()
+
+    @property
+    def age_s(self) -> float:
+        return _age_s(self.clock, self.boottime_ns) or 0.0
+
+
+class SimEnded(Ended, frozen=True):
+    clock: HostClock = HostClock()
+
+    @property
+    def started_age_s(self) -> float | None:
+        return _age_s(self.clock, self.started_boottime_ns)
+
+    @property
+    def ended_age_s(self) -> float:
+        return _age_s(self.clock, self.ended_boottime_ns) or 0.0
+
+
+def _age_s(clock: HostClock, since_ns: int | None) -> float | None:
+    return None if since_ns is None else max(0.0, clock.now() - since_ns / 1e9)
+
+
 @dataclass(eq=False)
 class _Job:
     order: AttemptOrder
@@ -88,6 +123,7 @@ class SimRunner:
     host: str
     runs: Runs
     slots: int = SLOTS
+    clock: HostClock = field(default_factory=HostClock)
     waiting: dict[int, _Job] = field(default_factory=dict)
     running: dict[int, _Job] = field(default_factory=dict)
     ended: dict[int, Ended] = field(default_factory=dict)
@@ -100,7 +136,7 @@ class SimRunner:
     # What the daemon asks for.
 
     def boottime_ns(self) -> int:
-        return int(trio.current_time() * 1e9)
+        return int(self.clock.now() * 1e9)
 
     async def replaced(self, pid: int) -> int:
         if pid:
@@ -110,7 +146,8 @@ class SimRunner:
 
     def connect(self) -> None:
         """Another daemon: what nobody acknowledged is told again."""
-        self.news = {**{i: _started(i, j) for i, j in self.running.items()}, **self.ended}
+        begun = {i: self._started(i, job) for i, job in self.running.items()}
+        self.news = {**begun, **self.ended}
 
     async def start(self, orders: Sequence[AttemptOrder]) -> list[Refusal]:
         await trio.sleep(0.001)
@@ -155,9 +192,12 @@ class SimRunner:
     async def list(self) -> Standings:
         await trio.lowlevel.checkpoint()
         return [
-            *(AttemptStanding(i, "waiting") for i in self.waiting),
-            *(AttemptStanding(i, "running", 1, j.started_ns) for i, j in self.running.items()),
-            *(AttemptStanding(i, "ended") for i in self.ended),
+            *(SimStanding(i, "waiting") for i in self.waiting),
+            *(
+                SimStanding(i, "running", 1, j.started_ns, clock=self.clock)
+                for i, j in self.running.items()
+            ),
+            *(SimStanding(i, "ended") for i in self.ended),
         ]
 
     async def events(self) -> AsyncIterator[Events]:
@@ -175,7 +215,8 @@ class SimRunner:
             while True:
                 self._turn()
                 self.wake = trio.Event()
-                with trio.move_on_at(max(self._due_ns() / 1e9, trio.current_time() + 1e-4)):
+                due_at = self.clock.when(self._due_ns() / 1e9)
+                with trio.move_on_at(max(due_at, trio.current_time() + 1e-4)):
                     await self.wake.wait()
 
     def die(self) -> None:
@@ -213,25 +254,31 @@ class SimRunner:
                 self.runs.began(job.token, self.host)
                 job.started_ns = now
                 job.done_ns = now + float(job.order.argv[2]) * 1e9
-                self._tell(_started(attempt_id, job))
+                self._tell(self._started(attempt_id, job))
 
     def _kill(self, job: _Job, why: str, grace_s: float) -> None:
         job.why = job.why or why
         job.kill_ns = min(job.kill_ns, self.boottime_ns() + grace_s * 1e9)
 
     def _end(self, job: _Job, how: str) -> None:
-        code = 0 if how == "exit" else None
-        end = Ended(job.order.id, how, exit_code=code, started_boottime_ns=job.started_ns)
+        """A third argument is what it exits with."""
+        argv = job.order.argv
+        code = None
+        if how == "exit":
+            code = int(argv[3]) if len(argv) > 3 else 0
+        end = SimEnded(
+            job.order.id, how, exit_code=code, started_boottime_ns=job.started_ns,
+            ended_boottime_ns=self.boottime_ns(), clock=self.clock,
+        )  # fmt: skip
         self.ended[job.order.id] = end
         self._tell(end)
+
+    def _started(self, attempt_id: int, job: _Job) -> Started:
+        return SimStarted(attempt_id, 1, job.started_ns or 0, clock=self.clock)
 
     def _tell(self, what: Started | Ended) -> None:
         self.news[what.id] = what
         self.told.set()
-
-
-def _started(attempt_id: int, job: _Job) -> Started:
-    return Started(attempt_id, 1, job.started_ns or 0)
 
 
 class _NoShelves:
@@ -245,6 +292,21 @@ class _NoShelves:
 
     async def keep_tidy(self) -> None:
         await trio.sleep_forever()
+
+
+@asynccontextmanager
+async def open_agent(
+    cluster: Cluster, runner: SimRunner, place: Path
+) -> AsyncIterator[Attempts]:  # fmt: skip
+    """What runs jobs on a host, but for the runner, which outlives it."""
+    runner.connect()
+    store = BlobStore(place / "blobs", bytes_max=1 << 20)
+    binaries = Binaries(place / "binaries", store, bytes_max=1 << 20)
+    attempts = Attempts(
+        cluster, runner, binaries, place / "attempts", SETTINGS, False, _NoShelves()
+    )
+    async with open_attempts(attempts):
+        yield attempts
 
 
 class Workers:
@@ -262,14 +324,9 @@ class Workers:
     async def _inhabit(self, host: Host, replica: Replica) -> AsyncIterator[None]:
         runner = self.runners.get(host.name)
         if runner is None:
-            runner = self.runners[host.name] = SimRunner(host.name, self.runs)
+            runner = self.runners[host.name] = SimRunner(host.name, self.runs, clock=host.clock)
             self.world.background(runner.live)
-        runner.connect()
-        root = host.place / "attempts"
-        store = BlobStore(host.place / "blobs", bytes_max=1 << 20)
-        binaries = Binaries(host.place / "binaries", store, bytes_max=1 << 20)
-        attempts = Attempts(replica, runner, binaries, root, SETTINGS, False, _NoShelves())
-        async with open_attempts(attempts):
+        async with open_agent(replica, runner, host.place):
             yield
 
     async def kill(self, name: str) -> None:

@@ -6,11 +6,13 @@ and what was delivered is hashed.
 
 from __future__ import annotations
 
+import gc
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import trio
 import trio._core._run as trio_run
@@ -25,9 +27,12 @@ from swarmd.domain.actors import Actor
 from swarmd.domain.errors import Busy, Conflict, SwarmError, Unavailable, leaves
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Capacity, Node
-from swarmd.sim.clockwork import JumpingClock, Timers
-from swarmd.sim.disk import Disk, SimLog, SimStore
-from swarmd.sim.network import Network, SimWires
+from swarmd.sim.clockwork import HostClock, JumpingClock, Timers
+from swarmd.sim.disk import Disk, SimStore
+from swarmd.sim.freezing import Freezer, Gate
+from swarmd.sim.log import SimLog
+from swarmd.sim.network import Network
+from swarmd.sim.wires import SimWires
 from swarmd.sim.witness import Witness
 from swarmd.state.commands import VERSION, Command, PutSetting
 from swarmd.state.machine import dump_hash
@@ -36,6 +41,9 @@ from swarmd.state.versions import Outdated
 
 CLIENT = Actor("client", "sim")
 EPOCH_MS = 1_700_000_000_000
+W = TypeVar("W", bound="World")
+COLLECT_AFTER = (200_000, 20, 50)
+"""Garbage is looked for less often than elsewhere: a world makes much, and hardly any in rings."""
 BODY_S_MAX = 1200.0
 """Of simulated time. A world that takes longer hangs."""
 
@@ -48,14 +56,24 @@ class Host:
     disk: Disk
     place: Path
     clock_off_ms: int = 0
+    clock: HostClock = field(default_factory=HostClock)
+    gate: Gate = field(default_factory=Gate)
     version: int = VERSION
     """The newest of the machine that its program knows."""
     refused: SwarmError | None = None
     """Why its last life ended, where its program was too old."""
     scope: trio.CancelScope | None = None
     replica: Replica | None = None
+    wires: SimWires | None = None
     stop: trio.Event = field(default_factory=trio.Event)
     ended: trio.Event = field(default_factory=trio.Event)
+
+    def wall_s(self) -> float:
+        """The time of day, as this host has it."""
+        return (EPOCH_MS + self.clock_off_ms) / 1000 + self.clock.now()
+
+    def now_ms(self) -> int:
+        return EPOCH_MS + int(self.clock.now() * 1000) + self.clock_off_ms
 
 
 class World:
@@ -66,6 +84,7 @@ class World:
         self.network = Network(random.Random(seed + 1), self.timers)
         self.witness = Witness()
         self.network.on_send = self.witness.sent
+        self.freezer = Freezer()
         self.hosts: dict[str, Host] = {}
         self.settings = settings
         self.voters = VoterSettings()
@@ -83,19 +102,24 @@ class World:
     ) -> Host:  # fmt: skip
         """Bring a host up, and wait until its replica takes part; with a program that knows the
         machine up to this version, from now on. `at` is where it says that it is reached."""
-        host = self.hosts.get(name)
-        if host is None:
-            place = self._place / name
-            place.mkdir()
-            rng = random.Random(f"{self.seed}{name}")
-            disk = Disk(name, rng, self.timers, self.witness)
-            host = self.hosts[name] = Host(name, disk, place)
-            self.network.addresses[name] = name
+        host = self.hosts.get(name) or self._set_up(name)
         if version is not None:
             host.version = version
         host.refused = None
+        self.network.off.discard(name)
         await self._nursery.start(self._live, host, join, replaces, called or name, at or name)
         return host
+
+    def _set_up(self, name: str) -> Host:
+        place = self._place / name
+        place.mkdir()
+        host = self.hosts[name] = Host(name, self._new_disk(name), place)
+        host.disk.gate = host.gate
+        self.network.addresses[name] = name
+        return host
+
+    def _new_disk(self, name: str) -> Disk:
+        return Disk(name, random.Random(f"{self.seed}{name}"), self.timers, self.witness)
 
     async def _live(
         self, host: Host, join: tuple[str, ...], replaces: str | None, called: str, at: str, *,
@@ -105,17 +129,15 @@ class World:
         log, store = SimLog(host.disk), SimStore(host.disk, host.version)
         rng = random.Random(f"{self.seed}{host.name}{log.boot}")
         ids = (f"{host.name}-{log.boot}-{n}" for n in range(10**9))
-
-        def now_ms() -> int:
-            return EPOCH_MS + int(trio.current_time() * 1000) + host.clock_off_ms
-
+        self.freezer.enrol(host.gate)
         started = False
         try:
             with trio.CancelScope() as host.scope:
                 async with trio.open_nursery() as nursery:
-                    wires = SimWires(self.network, host.name, nursery)
+                    wires = host.wires = SimWires(self.network, host.name, nursery, gate=host.gate)
                     wires.plug_in()
-                    nursery.start_soon(_end_with, store)
+                    nursery.start_soon(end_with, log)
+                    nursery.start_soon(end_with, store)
                     node = Node(
                         NodeId(host.name), called, mesh=(at,), capacity=self.capacity,
                         machine_version=host.version,
@@ -123,7 +145,7 @@ class World:
                     async with open_replica(
                         node, log, store, wires, host.place, self.settings, join=join, rng=rng,
                         replaces=None if replaces is None else NodeId(replaces),
-                        now_ms=now_ms, new_id=ids.__next__, in_thread=_inline,
+                        now_ms=host.now_ms, new_id=ids.__next__, in_thread=inline,
                     ) as replica:  # fmt: skip
                         host.replica = replica
                         nursery.start_soon(
@@ -142,9 +164,9 @@ class World:
         finally:
             log.crash()
             store.crash()
-            wires.pull()
-            host.replica = None
-            host.scope = None
+            wires.pull(silently=host.name in self.network.off)
+            self.freezer.dismiss()
+            host.replica = host.wires = host.scope = None
             host.ended.set()
 
     def background(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -158,15 +180,48 @@ class World:
         await host.ended.wait()
 
     async def crash(self, name: str, *, power: bool = False) -> None:
-        """kill -9; with `power` what was not synced goes too."""
+        """kill -9; with `power` what was not synced goes too, and nothing says goodbye."""
         host = self.hosts[name]
         assert host.scope is not None
+        if power:
+            self.network.off.add(name)
+        if host.wires is not None:
+            host.wires.dead = True
         host.scope.cancel()
+        self.freezer.let_go(host.gate)
+        host.gate.forget()
         await host.ended.wait()
+        self.network.stopped.discard(name)
         if power:
             host.disk.lose_power()
 
+    async def freeze(self, name: str, for_s: float) -> None:
+        """SIGSTOP, and SIGCONT after a while; what it runs, it runs on. Nothing where it is down,
+        or ends meanwhile."""
+        host = self.hosts[name]
+        ended = host.ended
+        if host.scope is None or host.gate.shut:
+            return
+        self.freezer.freeze(host.gate)
+        with trio.move_on_after(for_s):
+            with trio.move_on_after(self.network.noticed_s):
+                await ended.wait()
+            if host.ended is ended and not ended.is_set():
+                self.network.note_stopped(name, True)
+                await ended.wait()
+        if host.ended is ended and not ended.is_set():
+            self.freezer.thaw(host.gate)
+            if name in self.network.stopped:
+                self.network.note_stopped(name, False)
+
     # What is seen of them
+
+    def node_id(self, name: str) -> NodeId:
+        """Under which id a host is known to the others now."""
+        return NodeId(name)
+
+    def name_of(self, node_id: str) -> str:
+        return self.network.host(node_id)
 
     def replica(self, name: str) -> Replica:
         replica = self.hosts[name].replica
@@ -216,8 +271,8 @@ class World:
         """From here on, until members change: what is applied anywhere is on most voters' disks."""
         await self.settle()
         voters = self.replica(self.up()[0]).log_view().voters
-        disks = {str(name): self.hosts[name].disk.stored for name in voters}
-        self.witness.voters = lambda: disks
+        disks = [self.hosts[self.name_of(voter)].disk for voter in voters]
+        self.witness.voters = lambda: {disk.name: disk.stored for disk in disks}
 
     def members_change(self) -> None:
         """From here on the voters are others every moment."""
@@ -279,13 +334,14 @@ async def _nobody(host: Host, replica: Replica) -> AsyncIterator[None]:
     yield
 
 
-async def _end_with(store: SimStore) -> None:
-    await store.failed.wait()
-    assert store.failure is not None
-    raise store.failure
+async def end_with(files: SimStore | SimLog) -> None:
+    await files.failed.wait()
+    assert files.failure is not None
+    raise files.failure
 
 
-async def _inline(work, /, *args):  # type: ignore[no-untyped-def]
+async def inline(work, /, *args):  # type: ignore[no-untyped-def]
+    """What goes to a thread elsewhere."""
     return work(*args)
 
 
@@ -294,24 +350,38 @@ def run_world(
     settings: OpeningSettings | None = None,
 ) -> None:  # fmt: skip
     """Run a body in a world of its own, to its end; what it raises comes out as it is."""
+    run_in(World, seed, place, body, settings)
+
+
+def run_in(
+    kind: type[W], seed: int, place: Path, body: Callable[[W], Awaitable[None]],
+    settings: OpeningSettings | None = None,
+) -> None:  # fmt: skip
+    """The same in a world of this kind."""
+
+    clock = JumpingClock()
 
     async def main() -> None:
         async with trio.open_nursery() as nursery:
-            world = World(seed, place, nursery, settings or OpeningSettings())
+            world = kind(seed, place, nursery, settings or OpeningSettings())
+            clock.timers = world.timers
             nursery.start_soon(world.timers.run)
             with trio.fail_after(BODY_S_MAX):
                 await body(world)
             nursery.cancel_scope.cancel()
 
     deterministic = trio_run._ALLOW_DETERMINISTIC_SCHEDULING
+    thresholds = gc.get_threshold()
+    gc.set_threshold(*COLLECT_AFTER)
     trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True  # type: ignore[misc]
     trio_run._r.seed(seed)
     try:
-        trio.run(main, clock=JumpingClock())
+        trio.run(main, clock=clock)
     except BaseExceptionGroup as group:
         error: BaseException = group
         while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
             error = error.exceptions[0]
         raise error from None
     finally:
+        gc.set_threshold(*thresholds)
         trio_run._ALLOW_DETERMINISTIC_SCHEDULING = deterministic  # type: ignore[misc]

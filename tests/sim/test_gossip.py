@@ -7,7 +7,17 @@ import pytest
 
 from mesh.swim import LAN, WAN, Change, MemberChanged, NameConflict, OwnIdTaken, Settings, State
 from swarmd.sim.gossip import GossipWorld, Host, Weather
-from tests.sim.test_chaos import seeds
+from tests.sim.world import SEEDS
+
+
+def seeds(usual: range) -> list[int]:
+    if not SEEDS:
+        return [*usual]
+    found: list[int] = []
+    for part in SEEDS.split(","):
+        first, _, last = part.partition("-")
+        found += range(int(first), int(last or first) + 1)
+    return found
 
 
 def world_of(
@@ -233,6 +243,31 @@ def test_new_tags_reach_all() -> None:
         return all(view is not None and view.tags == {"role": "voter"} for view in views)
 
     world.run_until(know, 2.0)
+
+
+@pytest.mark.parametrize("seed", seeds(range(20)))
+def test_among_few_too_a_change_misses_nobody(seed: int) -> None:
+    """Those who tell of it are as few as those who must hear of it."""
+    world, ids = world_of(8, seed)
+    world.update(ids[3], tags={"role": "voter"})
+
+    def know() -> bool:
+        views = [world.hosts[id].swim.member(ids[3]) for id in ids]
+        return all(view is not None and view.tags == {"role": "voter"} for view in views)
+
+    world.run_until(know, 1.0)
+
+
+def test_a_newcomer_learns_of_all_and_does_not_tell_of_them() -> None:
+    world, ids = world_of(150, 2)
+    world.run(40)
+    before = {id: world.hosts[id].sent_bytes for id in ids}
+    world.start("new", seeds=[ids[7]])
+    world.settle([*ids, "new"], 5.0)
+    world.run(3)
+    told = {id: world.hosts[id].sent_bytes - before[id] for id in ids}
+    assert max(told.values()) < 12_000, "of one newcomer, and of nobody else"
+    assert world.hosts["new"].sent_bytes < 12_000
 
 
 def test_200_that_start_at_once_meet() -> None:

@@ -14,7 +14,8 @@ from swarmd.cluster.replica import NotNewest, ReplicaSettings
 from swarmd.domain.errors import Busy, Conflict, Unavailable, leaves
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Node
-from swarmd.sim.network import SimWires, Weather
+from swarmd.sim.network import Weather
+from swarmd.sim.wires import SimWires
 from swarmd.sim.world import CLIENT, World
 from swarmd.state.commands import VERSION, PruneEvents, PutNode, PutSetting
 from swarmd.state.queries import ListNodes

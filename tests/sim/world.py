@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from swarmd.cluster.opening import OpeningSettings
-from swarmd.sim import world
-from swarmd.sim.world import World
+from swarmd.sim.bottle import Bottle
+from swarmd.sim.world import W, World, run_in
 
 SEEDS = os.environ.get("SWARMD_SIM_SEEDS")
 """Which seeds of chaos to run instead of the usual: `100-199` or `103,107`."""
@@ -20,8 +20,23 @@ def run_world(
     settings: OpeningSettings | None = None,
 ) -> None:  # fmt: skip
     """Run a body in a world of its own; what it raises says how to see it again."""
+    _run(World, seed, place, body, settings)
+
+
+def run_bottle(
+    seed: int, place: Path, body: Callable[[Bottle], Awaitable[None]],
+    settings: OpeningSettings | None = None,
+) -> None:  # fmt: skip
+    """The same with whole nodes."""
+    _run(Bottle, seed, place, body, settings)
+
+
+def _run(
+    kind: type[W], seed: int, place: Path, body: Callable[[W], Awaitable[None]],
+    settings: OpeningSettings | None,
+) -> None:  # fmt: skip
     try:
-        world.run_world(seed, place, body, settings)
+        run_in(kind, seed, place, body, settings)
     except BaseException as error:
         error.add_note(_again(seed))
         raise
@@ -32,6 +47,19 @@ def _again(seed: int) -> str:
     test = os.environ.get("PYTEST_CURRENT_TEST", "").removesuffix(" (call)")
     seeds = f"SWARMD_SIM_SEEDS={seed} " if SEEDS else ""
     return f"seed {seed}; again: {seeds}python -m pytest '{test or f'tests/sim -k {seed}'}'"
+
+
+def bottled(seed: int, settings: OpeningSettings | None = None) -> Callable[..., Any]:
+    """`@bottled(seed=7) async def test_it(bottle): ...`: whole nodes."""
+
+    def decorate(body: Callable[[Bottle], Awaitable[None]]) -> Callable[[Path], None]:
+        def test(tmp_path: Path) -> None:
+            run_bottle(seed, tmp_path, body, settings)
+
+        test.__name__, test.__doc__, test.__module__ = body.__name__, body.__doc__, body.__module__
+        return test
+
+    return decorate
 
 
 def simulated(seed: int, settings: OpeningSettings | None = None) -> Callable[..., Any]:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from hypothesis import given
+from hypothesis import strategies as st
+
 from swarmd.control.placement import plan
 from swarmd.control.scheduler import AHEAD_S, RATE_WINDOW_S, Pace
 from swarmd.domain.actors import SYSTEM
@@ -15,7 +20,18 @@ from swarmd.domain.jobs import (
     NodeId,
     Resources,
 )
-from swarmd.domain.nodes import AdminState, Capacity, Node, Taint, TaintEffect, Usage
+from swarmd.domain.nodes import (
+    AdminState,
+    Capacity,
+    Node,
+    Taint,
+    TaintEffect,
+    Usage,
+    free_gpus,
+    obstacles,
+    shortages,
+)
+from swarmd.state.commands import Assignment
 from swarmd.state.queries import PlacementView, ReadyJob
 from swarmd.state.rows import Shape
 
@@ -90,6 +106,130 @@ def test_an_idle_slot_elsewhere_goes_before_a_place_in_a_quick_nodes_line() -> N
     assert placed(view([node("a", 1), node("b", 1)], [shape()], [0], used), {"a": 8}) == [
         ("j0", "b")
     ]
+
+
+def test_with_a_limit_the_plan_is_the_beginning_of_the_whole() -> None:
+    found = view([node("a", 3), node("b", 2)], [shape(), shape(gpus=1)], [0, 1, 0, 0, 1])
+    whole = plan(found, {})
+    assert len(whole) == 5
+    assert [plan(found, {}, limit) for limit in range(7)] == [whole[:limit] for limit in range(7)]
+
+
+# The same, job by job over all nodes: what is meant, said without regard to how long it takes.
+
+
+@dataclass(slots=True)
+class Room:
+    node: Node
+    used: Usage
+    ahead: int
+
+    @property
+    def idle(self) -> int:
+        return self.node.capacity.slots - self.used.slots
+
+
+def plan_slowly(found: PlacementView, ahead: dict[NodeId, int]) -> list[Assignment]:
+    rooms = [Room(n, found.used.get(n.id, Usage()), ahead.get(n.id, 0)) for n in found.nodes]
+    full: set[int] = set()
+    assignments = []
+    for head in found.heads:
+        if head.shape in full:
+            continue
+        room = choose(rooms, found.shapes[head.shape])
+        if room is None:
+            full.add(head.shape)
+            continue
+        need = found.shapes[head.shape].resources
+        devices = free_gpus(room.node, room.used)[: need.gpus]
+        room.used = room.used.plus(need, devices)
+        assignments.append(Assignment(head.job_id, room.node.id, devices))
+    return assignments
+
+
+def choose(rooms: list[Room], wanted: Shape) -> Room | None:
+    need = wanted.resources
+    open_rooms = [
+        r for r in rooms
+        if not obstacles(r.node, need, wanted.constraints) and not shortages(r.node, r.used, need)
+    ]  # fmt: skip
+    idle = [r for r in open_rooms if r.idle > 0]
+    if idle:
+        return max(idle, key=lambda r: (r.idle, r.node.name))
+    if need.gpus:
+        return None
+    spare = [r for r in open_rooms if r.idle + r.ahead > 0]
+    return max(spare, key=lambda r: (r.idle + r.ahead, r.node.name)) if spare else None
+
+
+TAINTS = [Taint("x", TaintEffect.NO_SCHEDULE), Taint("x", TaintEffect.PREFER_NO_SCHEDULE)]
+CONSTRAINTS = st.sampled_from(
+    [Constraint.parse(f"{key}{op}{value}")
+     for key, value in [
+         ("node.labels.disk", "ssd"), ("node.labels.rack", "r1"), ("node.name", "a"),
+         ("node.id", "id1"), ("node.arch", "arm64"), ("node.os", "linux"), ("node.kind", "member"),
+     ]
+     for op in ("==", "!=")]
+)  # fmt: skip
+CAPACITIES = st.builds(
+    Capacity,
+    slots=st.integers(0, 4),
+    cpus=st.sampled_from([0.0, 0.3, 1.0, 4.0]),
+    memory_bytes=st.sampled_from([0, 100, 1000]),
+    devices=st.sampled_from([(), ("gpu0",), ("gpu0", "gpu1"), ("gpu0", "gpu0"), ("fpga", "gpu2")]),
+)
+SHAPES = st.builds(
+    Shape,
+    st.just(JobKind.BINARY),
+    st.builds(
+        Resources,
+        cpus=st.sampled_from([None, None, 0.0, 0.1, 0.2, 1.0, 4.0, 4.0 + 1e-10]),
+        memory_bytes=st.sampled_from([None, None, 0, 40, 600]),
+        gpus=st.sampled_from([0, 0, 0, 1, 2]),
+    ),
+    st.lists(CONSTRAINTS, max_size=2).map(tuple),
+)
+
+
+@st.composite
+def views(draw: st.DrawFn) -> tuple[PlacementView, dict[NodeId, int]]:
+    nodes = []
+    used: dict[str, Usage] = {}
+    ahead: dict[NodeId, int] = {}
+    for number in range(draw(st.integers(0, 7))):
+        name = draw(st.sampled_from("abcdefgh"))  # two of one name too
+        capacity = draw(CAPACITIES)
+        one = Node(
+            NodeId(f"id{number}"),
+            name,
+            capacity=capacity,
+            admin=draw(st.sampled_from([AdminState.ACTIVE] * 4 + [AdminState.DRAINING])),
+            taints=draw(st.sampled_from([(), (), (), (TAINTS[0],), (TAINTS[1],), (*TAINTS,)])),
+            labels=draw(st.sampled_from([{}, {"disk": "ssd"}, {"disk": "hdd", "rack": "r1"}])),
+            arch=draw(st.sampled_from(["", "arm64"])),
+            os="linux",
+        )
+        nodes.append(one)
+        if draw(st.booleans()):
+            held = draw(st.sampled_from([(), (f"{name}:gpu0",), ("z:gpu0",)]))
+            cpus = draw(st.sampled_from([0.0, 0.1, 3.7]))
+            memory_bytes = draw(st.sampled_from([0, 90]))
+            slots = draw(st.integers(0, 6))
+            used[one.id] = Usage(slots, cpus, memory_bytes, frozenset(held))
+        if draw(st.booleans()):
+            ahead[one.id] = draw(st.integers(0, 5))
+    shapes = dict(enumerate(draw(st.lists(SHAPES, min_size=1, max_size=5))))
+    heads = draw(st.lists(st.sampled_from(sorted(shapes)), max_size=40))
+    ready = tuple(ReadyJob(JobId(f"j{i}"), i, 50, s) for i, s in enumerate(heads))
+    return PlacementView(tuple(nodes), used, shapes, ready, {}, 0), ahead
+
+
+@given(views())
+def test_the_plan_is_the_one_that_looks_at_every_node_for_every_job(
+    given_both: tuple[PlacementView, dict[NodeId, int]],
+) -> None:
+    found, ahead = given_both
+    assert plan(found, ahead) == plan_slowly(found, ahead)
 
 
 def event(seq: int, body: EventBody) -> Event:

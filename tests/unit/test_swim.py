@@ -424,6 +424,18 @@ def test_on_the_word_of_others_alone_nobody_is_dead_without_a_last_look() -> Non
     assert one.state("a") is State.SUSPECT
 
 
+def test_who_had_no_look_of_its_own_has_one_before_it_calls_another_dead() -> None:
+    seldom = msgspec.structs.replace(LAN, verifiers=0, probe_interval_s=60.0, suspicion_mult=0.01)
+    one = One("a", "b", "c", "d", settings=seldom)
+    one.hear("b", Suspect("a", LIFE, ("b", "c", "d")))
+    looked: list[str] = []
+    while one.state("a") is State.SUSPECT and one.now < 20:
+        one.now = one.swim.next_deadline()
+        one.swim.tick(one.now)
+        looked += [knock.peer for knock in one.swim.take().knocks]
+    assert one.state("a") is State.DEAD and looked == ["a"]
+
+
 def test_an_incarnation_at_its_end_is_not_followed_there() -> None:
     one = One("a")
     one.hear("a", Dead("me", INCARNATION_MAX, "a"))

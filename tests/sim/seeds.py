@@ -1,0 +1,104 @@
+"""A seed from its beginning to its end: what it makes of a run of chaos, and what came of that."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import re
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from swarmd.cluster.opening import OpeningSettings
+from swarmd.cluster.replica import ReplicaSettings
+from swarmd.sim.bottle import Bottle
+from swarmd.sim.faults import EVERY_S, Fault
+from swarmd.sim.world import World, run_in
+from tests.sim.chaos import Chaos, cramped, quick
+
+HANGS_S = 600.0
+"""A seed that takes this much longer than it simulates has hung."""
+
+
+@dataclass
+class Outcome:
+    """Of one run; plain enough to come from another process."""
+
+    seed: int
+    cpu_s: float = 0.0
+    simulated_s: float = 0.0
+    operations: int = 0
+    refused: int = 0
+    struck: Counter[str] = field(default_factory=Counter)
+    events: Counter[str] = field(default_factory=Counter)
+    fingerprint: str = ""
+    failure: str = ""
+    """What was wrong, with where; empty: nothing."""
+    kind: str = ""
+    """The same without what differs from run to run."""
+
+
+def chaos_of(seed: int, seconds: float, schedule: Sequence[Fault] | None = None) -> Chaos:
+    """The seed decides about everything else, too: of four one is small and keeps its members,
+    one is small and changes them, and two are of whole nodes."""
+    rounds = max(1, round(seconds / EVERY_S))
+    return Chaos(
+        seed, rounds, members_change=seed % 4 == 1, whole=seed % 4 >= 2, schedule=schedule
+    )  # fmt: skip
+
+
+def settings_of(seed: int) -> OpeningSettings:
+    replicas_max = 3 if seed % 8 == 2 else 9
+    if seed % 3 == 0:
+        return cramped(replicas_max)
+    return quick(ReplicaSettings(replicas_max=replicas_max))
+
+
+def run_seed(seed: int, seconds: float, schedule: Sequence[Fault] | None = None) -> Outcome:
+    """What is wrong comes back in the outcome."""
+    outcome, began = Outcome(seed), time.process_time()
+    chaos = chaos_of(seed, seconds, schedule)
+
+    async def body(world: World) -> None:
+        try:
+            await chaos.run(world)
+            outcome.fingerprint = world.fingerprint()
+        finally:
+            outcome.simulated_s = trio.current_time()
+
+    with tempfile.TemporaryDirectory(prefix="swarmd-sim-") as place:
+        kind = Bottle if chaos.whole else World
+        try:
+            run_in(kind, seed, Path(place), body, settings_of(seed))
+        except Exception as error:
+            outcome.failure = "".join(traceback.format_exception(error))
+            outcome.kind = kind_of(error)
+    outcome.cpu_s = time.process_time() - began
+    outcome.operations, outcome.refused = chaos.operations, chaos.refused
+    outcome.struck, outcome.events = chaos.struck, chaos.events
+    return outcome
+
+
+def run_quietly(seed: int, seconds: float) -> Outcome:
+    """In a process of many seeds: a swarm under faults has much to say, and one may hang."""
+    logging.disable()
+    faulthandler.dump_traceback_later(HANGS_S + seconds, exit=True)
+    try:
+        return run_seed(seed, seconds)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def kind_of(error: BaseException) -> str:
+    """Two failures of one kind read alike but for names and numbers."""
+    while isinstance(error, BaseExceptionGroup):
+        error = min(error.exceptions, key=lambda each: type(each).__name__)
+    line = next(iter(str(error).splitlines()), "")
+    line = re.sub(r"'[^']*'|\b[a-z]\b|\S*\d\S*", "#", line)
+    return f"{type(error).__name__}: {line}"[:120]
