@@ -4,6 +4,7 @@ Real replicas on real TLS; only the clock that certificates are made by is the t
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -11,13 +12,16 @@ from pathlib import Path
 
 import pytest
 import trio
+from msgspec.structs import replace
 
-from mesh.identity.files import Identity, load_identity, save_identity
+from mesh.identity.files import Identity, load_identity, make_identity, save_identity
 from mesh.identity.tokens import encode_token, parse_token
+from mesh.wires import APPLICANT_MARK, Refused
 from swarmd.belonging import open_cluster
 from swarmd.cluster import identity as identities
+from swarmd.cluster.members import JoinAsk
 from swarmd.cluster.replica import Replica
-from swarmd.cluster.trust import Trust
+from swarmd.cluster.trust import Application, Trust
 from swarmd.config_sources import load
 from swarmd.control.leadership import lead_when_elected
 from swarmd.control.members import VoterSettings
@@ -269,3 +273,15 @@ async def test_whoever_was_removed_is_shut_out(node: Opens) -> None:
             with pytest.raises((SwarmError, trio.TooSlowError)), trio.fail_after(3):
                 await b.propose(PutSetting("k", b"v"), SYSTEM)
             assert a._wires.counts.drops["shut_out"] > 0  # type: ignore[attr-defined]
+
+
+async def test_an_id_stays_with_the_key_that_it_came_with(node: Opens) -> None:
+    async with node("a") as a:
+        token = parse_token(await make_token(a))
+        thief = make_identity(a.node.id, os.urandom)
+        application = Application(b"ask", token.secret)
+        ask = JoinAsk(replace(a.node, public_key=thief.public_key))
+        with pytest.raises(Refused, match="another node has this id"):
+            await a._members._check_grounds(f"{APPLICANT_MARK}192.0.2.7:1 x", application, ask)
+        ask = JoinAsk(replace(ask.node, id=NodeId("new")))
+        await a._members._check_grounds(f"{APPLICANT_MARK}192.0.2.7:1 x", application, ask)

@@ -18,11 +18,19 @@ def core(name: str, file: str, old: str, new: str, tests: tuple[str, ...] = UNIT
 
 MUTANTS = (
     core(
-        "a minority commits", "quorum.py",
+        "any voter commits by itself", "quorum.py",
+        "indexes[(len(indexes) - 1) // 2]", "indexes[-1]",
+    ),
+    core(
+        "any voter elects itself", "quorum.py",
+        "quorum = len(voters) // 2 + 1", "quorum = 1",
+    ),
+    core(
+        "half of the voters commit", "quorum.py",
         "indexes[(len(indexes) - 1) // 2]", "indexes[len(indexes) // 2]",
     ),
     core(
-        "a minority elects", "quorum.py",
+        "half of the voters elect", "quorum.py",
         "quorum = len(voters) // 2 + 1", "quorum = (len(voters) + 1) // 2",
     ),
     core(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
+
+from tests.mutants.unseeded import WHY
 
 
 class Stale(Exception):
@@ -18,7 +21,18 @@ class Mutant:
     new: str
     tests: tuple[str, ...]
     hangs: bool = False
-    """It is seen by a test that never ends; else running out of time is no proof."""
+    """It is seen by what never ends; else running out of time is no proof."""
+
+    @property
+    def unseeded(self) -> str:
+        """Why chaos does not come upon it, where it does not; nothing: nobody knows yet."""
+        return WHY.get(self.name, "")
+
+    @property
+    def fingerprint(self) -> str:
+        """What was found out about it holds for this text alone."""
+        text = "\0".join((self.file, self.old, self.new))
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def plant(self, root: Path) -> None:
         path = root / self.file

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from tests.mutants.__main__ import LISTS
+from tests.mutants.__main__ import SECONDS, SEEDS
+from tests.mutants.copies import Judged, Sought
+from tests.mutants.found import Findings
+from tests.mutants.lists import EVERY, LISTS
 from tests.mutants.mutant import Mutant
+from tests.mutants.page import PAGE, page
+from tests.mutants.unseeded import WHY
 
 ROOT = Path(__file__).parent.parent.parent
-EVERY = tuple(mutant for _, mutants in LISTS for mutant in mutants)
 
 
 @pytest.mark.parametrize("mutant", EVERY, ids=lambda m: m.name)
@@ -20,13 +25,45 @@ def test_its_text_is_there_once_and_so_are_its_tests(mutant: Mutant) -> None:
     changed = text.replace(mutant.old, mutant.new)
     compile(changed, mutant.file, "exec")
     assert changed != text
+    assert mutant.tests
     for test in mutant.tests:
-        assert (ROOT / test).is_file(), test
+        file, _, name = test.partition("::")
+        assert f"def {name}" in (ROOT / file).read_text(), test
 
 
-def test_each_has_a_name_of_its_own_and_stands_in_the_docs() -> None:
-    names = [mutant.name for mutant in EVERY]
-    assert len({*names}) == len(names) >= 15
-    page = (ROOT / "docs" / "mutants.md").read_text()
-    assert [name for name in names if f"| {name} |" not in page] == []
-    assert f"Of {len(names)} mutants {len(names)} are caught." in page
+def test_each_has_a_name_of_its_own_and_a_test_that_caught_it() -> None:
+    shared = [name for name, count in Counter(m.name for m in EVERY).items() if count > 1]
+    assert not shared and len(EVERY) >= 15
+    findings = Findings()
+    caught = {m.name for m in EVERY if (t := findings.of(m).tested) is not None and t.caught}
+    assert [m.name for m in EVERY if m.name not in caught] == []
+
+
+def test_reasons_are_for_mutants_that_there_are() -> None:
+    assert [*WHY.keys() - {mutant.name for mutant in EVERY}] == []
+
+
+def test_the_docs_have_what_was_found() -> None:
+    assert PAGE.read_text() == page(LISTS, Findings(), SEEDS, SECONDS)
+
+
+def test_what_was_found_is_read_as_it_was_written(tmp_path: Path) -> None:
+    one, other, third = EVERY[:3]
+    findings = Findings(tmp_path / "found.tsv")
+    findings.note_tested(one, Judged(True, "tests/t.py::test_it[a b]"))
+    findings.note_sought(one, 20, Sought(7, "Broken: a\tb\nc"))
+    findings.note_sought(other, 20, Sought(None, "not seen"))
+    findings.write(EVERY)
+    # Another run that knows nothing of this one leaves what it says.
+    later = Findings(tmp_path / "found.tsv")
+    beside = Findings(tmp_path / "found.tsv")
+    beside.note_tested(other, Judged(False, "survived"))
+    beside.write(EVERY)
+    later.note_tested(third, Judged(True, "t"))
+    later.write(EVERY)
+    found = Findings(tmp_path / "found.tsv")
+    assert found.of(one).tested == Judged(True, "tests/t.py::test_it[a b]")
+    assert found.of(one).sought == Sought(7, "Broken: a b c") and not found.of(one).lacks(99)
+    assert found.of(other).tested == Judged(False, "survived")
+    assert found.of(other).lacks(21) and not found.of(other).lacks(20)
+    assert found.of(third).tested == Judged(True, "t") and found.of(third).sought is None

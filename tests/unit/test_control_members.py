@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import Any, cast
+
 import pytest
 
-from swarmd.cluster.handle import LogView
-from swarmd.control.members import Change, VoterSettings, plan_members
+from swarmd.cluster.handle import LogView, PeerView, Progress, Role
+from swarmd.control.members import Change, VoterSettings, Watched, plan_members
 from swarmd.domain.jobs import NodeId
+from swarmd.domain.nodes import Node
 
 SETTINGS = VoterSettings()
 LONG_S = 3600.0
@@ -78,3 +82,44 @@ def test_who_is_gone_for_long_is_taken_out_one_at_a_time(
     expected = None if removed is None else Change(removed=ids(removed))
     assert plan(voters, learners, gone=gone) == expected
     assert plan(voters, learners, gone=gone, gone_s=599.0) is None
+
+
+@dataclass
+class Seen:
+    """Of a swarm, whom its leader sees."""
+
+    node: Node
+    away: set[str] = field(default_factory=set)
+
+    def peer(self, node_id: NodeId) -> PeerView:
+        return PeerView(Role.VOTER, alive=node_id not in self.away)
+
+
+def look(watched: Watched, seen: Seen, now: float, **progress: Progress) -> None:
+    named = {NodeId(name): each for name, each in progress.items()}
+    view = LogView(5, 900, 900, 1, 900, ids("ab"), ids("cd"), False, named)
+    watched.look(cast(Any, seen), view, now, lag_max=256)
+
+
+def test_time_away_counts_from_the_last_time_that_it_was_there() -> None:
+    watched, seen = Watched(), Seen(Node(NodeId("a"), "a"))
+    for now, away in ((0.0, "b"), (3.0, "bc"), (4.0, "c"), (6.0, "bc")):
+        seen.away = {*away}
+        look(watched, seen, now)
+    assert watched.gone_s(7.0) == {"b": 1.0, "c": 4.0}
+
+
+def test_a_learner_keeps_up_for_as_long_as_it_never_lags() -> None:
+    watched, seen = Watched(), Seen(Node(NodeId("a"), "a"))
+    there = Progress(900 - 256, "replicate", True)
+    look(watched, seen, 0.0, c=there, d=there)
+    look(watched, seen, 1.0, c=there, d=there)
+    assert watched.caught_up_s(2.0) == {"c": 2.0, "d": 2.0}
+    for lagging in (
+        Progress(900 - 257, "replicate", True), Progress(900, "probe", True),
+        Progress(900, "snapshot", True), Progress(900, "replicate", False),
+    ):  # fmt: skip
+        look(watched, seen, 3.0, c=there, d=lagging, b=there)
+        assert watched.caught_up_s(4.0) == {"c": 4.0}
+        look(watched, seen, 5.0, c=there, d=there)
+        assert watched.caught_up_s(6.0) == {"c": 6.0, "d": 1.0}

@@ -76,6 +76,15 @@ def test_a_step_that_is_rolled_back_takes_its_tables_along(later: None) -> None:
     assert done.value == NEXT and tables(conn) == {"next"}
 
 
+def test_a_version_is_never_taken_back() -> None:
+    conn = fresh()
+    machine = Machine(conn)
+    for index, version in ((1, c.VERSION), (2, c.VERSION - 1), (3, c.VERSION)):
+        (done,) = machine.apply([entry(index, c.RaiseVersion(version, 1))])
+        assert done.value == c.VERSION == in_force(conn.execute)
+        assert len(done.events) == (index == 1)
+
+
 def test_equal_replicas_are_equal_whenever_their_tables_were_made(later: None) -> None:
     """One raised the version itself, the other was begun by a program that knows it already."""
     hashes = set()

@@ -326,6 +326,18 @@ def test_a_prober_whose_helpers_are_silent_too_doubts_itself() -> None:
     assert one.swim.health >= 2
 
 
+def test_a_helper_that_says_so_often_makes_no_prober_better_than_well() -> None:
+    """Or it would wait less than nothing for the next probe, and never come out of its turn."""
+    one = One("a", "b", "c", "d")
+    while one.now < 20.0:
+        sent = one.until(one.now + 0.05)
+        for to, asked in messages(sent, PingFor):
+            assert isinstance(asked, PingFor) and isinstance(to, str)
+            one.hear(to, *[Nack(asked.number)] * 20)
+        assert one.swim.health >= 0
+        assert one.swim.next_deadline() > one.now
+
+
 # Suspicions of others
 
 
