@@ -122,6 +122,10 @@ def rounded(value: float) -> float:
     return value if value == int(value) and abs(value) < 1e15 else float(f"{value:.4g}")
 
 
+def shortly(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.3g}"
+
+
 def as_json(found: Found) -> str:
     lines = [
         f"  {json.dumps(part)}: [\n"
@@ -134,16 +138,14 @@ def as_json(found: Found) -> str:
 
 def shown(rows: Sequence[Row]) -> str:
     heads = list(dict.fromkeys(key for row in rows for key in row))
-    return table(
-        heads, [[f"{rounded(row[h]):,}" if h in row else "" for h in heads] for row in rows]
-    )
+    return table(heads, [[shortly(row[h]) if h in row else "" for h in heads] for row in rows])
 
 
 def markdown(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
     lines = ["| " + " | ".join(name.strip() for name in columns) + " |"]
     lines.append("|" + " --- |" * len(columns))
     for row in rows:
-        cells = (f"{rounded(row[key]):,}" if key in row else "" for key in columns.values())
+        cells = (shortly(row[key]) if key in row else "" for key in columns.values())
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

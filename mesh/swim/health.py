@@ -10,6 +10,7 @@ class Health:
         """0 is well."""
 
     def worsen(self, by: int = 1) -> None:
+        assert by >= 0, "it would be better than well, and probe without end"
         self.score = min(self._score_max - 1, self.score + by)
 
     def better(self) -> None:

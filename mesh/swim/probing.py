@@ -25,7 +25,7 @@ _NUMBER_BITS = 32
 
 
 class Probe:
-    __slots__ = ("asked", "ends_at", "indirect", "knocked", "nacks", "started", "target")
+    __slots__ = ("asked", "ends_at", "indirect", "knocked", "nacked", "started", "target")
 
     def __init__(self, target: str, now: float, ends_at: float) -> None:
         self.target = target
@@ -34,7 +34,8 @@ class Probe:
         self.indirect = False
         """The time for a direct answer is over."""
         self.asked: dict[str, None] = {}
-        self.nacks = 0
+        self.nacked: dict[str, None] = {}
+        """Who of them said that it has no answer either."""
         self.knocked: Knocked | None = None
 
 
@@ -143,7 +144,7 @@ class Prober:
     def hear_nack(self, sender: str, number: int) -> None:
         probe = self._probes.get(number)
         if probe is not None and sender in probe.asked:
-            probe.nacks += 1
+            probe.nacked[sender] = None  # once, however often it is said
 
     # For others
 
@@ -225,7 +226,7 @@ class Prober:
         self._drop(number)
         self._counts.probes_failed += 1
         if probe.knocked is not Knocked.REFUSED:
-            missing = len(probe.asked) - probe.nacks
+            missing = len(probe.asked) - len(probe.nacked)
             self._health.worsen(missing if probe.asked else 1)
         member = self._roster.get(probe.target)
         if member is not None:
