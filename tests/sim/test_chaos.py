@@ -17,7 +17,7 @@ from tests.sim.shrink import Budget, explain
 from tests.sim.world import SEEDS
 
 FIXED = 100
-FRESH = 20
+FRESH = 10
 SEEDS_A_TEST = 10
 SECONDS = 60.0
 SHRINK_S = float(os.environ.get("SWARMD_SIM_SHRINK_S", "45"))
