@@ -186,14 +186,15 @@ class Leases:
         # Who asked meanwhile keeps what it has.
         ends = {node_id: self.ends(node_id, holds) for node_id in view.busy}
         taken = plan(over, ends, trio.current_time())
-        doubtful: dict[NodeId, list[AttemptId]] = {node_id: [] for node_id in self._taking}
+        doubtful: dict[NodeId, list[AttemptId]] = {node_id: [] for node_id in sorted(self._taking)}
+        # All of them from here on: while one is taken from, another would be granted a lease.
+        self._taking.update(taken.lost)
         for node_id, attempts in (doubtful | taken.lost).items():
             hold = holds.get(node_id)
             await self._take(node_id, attempts, 0 if hold is None else hold.revision)
         return taken.next_look
 
     async def _take(self, node_id: NodeId, attempts: Sequence[AttemptId], hold: int) -> None:
-        self._taking.add(node_id)
         lost = 0
         for start in range(0, max(1, len(attempts)), ATTEMPTS_PER_ENTRY):
             part = tuple(attempts[start : start + ATTEMPTS_PER_ENTRY])

@@ -253,6 +253,30 @@ async def test_who_asks_while_its_work_is_given_away_waits_until_that_is_done(
         cluster.proposing.set()
 
 
+async def test_while_one_is_taken_from_the_next_in_turn_gets_no_lease(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Else its work would be taken by what was known before, and run on there."""
+    cluster = Cluster(B, C)
+    cluster.work = {B: [duty(1)], C: [duty(2, C)]}
+    cluster.proposing = trio.Event()
+    leases = leases_of(cluster)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(run_for, cluster, leases, 20)
+        await trio.sleep(GIVE_AWAY_S + 0.2)
+
+        async def ask(node_id: NodeId) -> None:
+            await leases.renew(RenewLease(node_id))
+            assert cluster.work[node_id] == []
+
+        for node_id in (C, B):
+            nursery.start_soon(ask, node_id)
+        await trio.sleep(0.4)
+        assert cluster.lost == []
+        cluster.proposing.set()
+    assert [c.node_id for _, c in cluster.lost] == [B, C]
+
+
 async def test_what_may_have_been_given_away_is_settled_before_a_lease(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
