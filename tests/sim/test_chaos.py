@@ -66,7 +66,7 @@ def test_the_same_seed_and_schedule_are_the_same_run() -> None:
     first = run_seed(7, 12)
     assert not first.failure, first.failure
     again = run_seed(7, 12, decode_schedule(encode_schedule(schedule), chaos_of(7, 12).kinds))
-    other = run_seed(7, 12, schedule[1:])
+    other = run_seed(7, 12, schedule[: len(schedule) // 2])
     assert first.fingerprint == again.fingerprint != other.fingerprint
 
 
