@@ -4,7 +4,7 @@ out of `take`; nothing here waits, sends, logs or knows the time by itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import msgspec
 
@@ -175,6 +175,13 @@ class Swim:
         """The loop of this process was late by so much, by its owner's own measure."""
         if lag_s > self._settings.lag_s:
             self._late(now, lag_s)
+
+    def knew(self, now: float, others: Iterable[Alive]) -> None:
+        """These have been there for long, and all know it: nobody need be told."""
+        for words in others:
+            if words.id != self._roster.me.id and self._roster.get(words.id) is None:
+                self._roster.add(words, State.ALIVE, now)
+        self._settle(now)
 
     # What this node says
 

@@ -26,15 +26,13 @@ from mesh.swim import (
     Swim,
     SyncWanted,
 )
-from mesh.swim.messages import SPOKEN, Alive, Entry, SyncAnswer, decode_ask, encode_sync
+from mesh.swim.messages import Alive, decode_ask, decode_words
 from mesh.swim.roster import keep
-from mesh.swim.syncing import AT_ONCE
 
 SOCKET_PACKETS_MAX = 270
 """As many small datagrams as a kernel's default buffer holds."""
 WAKE_S = 0.0002
 """From a deadline to the process that runs."""
-LONG_S = 3600.0
 
 
 @dataclass
@@ -121,18 +119,13 @@ class GossipWorld:
         return ids
 
     def acquaint(self, ids: Sequence[str]) -> None:
-        """Each of these is told that all others have long been there, at no cost of traffic, and in
-        tales that are taken in at once."""
-        bytes_max, tales = self.settings.sync_bytes_max, {}
+        """All of these have long known each other, at no cost of traffic."""
+        bytes_max, all_words = self.settings.sync_bytes_max, []
         for id in ids:
             ask = decode_ask(self.hosts[id].swim.sync_ask(self.now), bytes_max)
-            tales[id] = Entry(State.ALIVE, ask.entries[0].words, LONG_S)
-        for at, id in enumerate(ids):
-            others = [*ids[at + 1 :], *ids[:at]]
-            for start in range(1, len(others), AT_ONCE - 1):
-                some = [others[0], *others[start : start + AT_ONCE - 1]]
-                tale = SyncAnswer(SPOKEN, tuple(tales[other] for other in some))
-                self.hosts[id].swim.sync_done(self.now, some[0], encode_sync(tale))
+            all_words.append(decode_words(ask.entries[0]))
+        for id in ids:
+            self.hosts[id].swim.knew(self.now, all_words)
             self._settle(self.hosts[id])
 
     def _keep(self, words: Alive) -> tuple[Alive, bytes]:

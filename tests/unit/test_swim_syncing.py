@@ -207,6 +207,15 @@ def test_a_newcomer_does_not_tell_of_those_who_were_there_before_it() -> None:
     assert told_of(one, 0.9) <= {"me", "you"}
 
 
+def test_whom_it_has_long_known_a_node_tells_of_to_nobody() -> None:
+    one = swim()
+    one.take()
+    one.knew(0.0, [*some(60), alive("me")])
+    assert len(one.members()) == 61
+    assert not one.take().events
+    assert told_of(one, 0.9) == {"me"}
+
+
 def test_of_those_who_joined_just_now_a_newcomer_tells() -> None:
     one = swim()
     one.sync_done(0.0, "you", tale("you", some(60), age_s=1.0))
