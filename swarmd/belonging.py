@@ -46,7 +46,7 @@ from swarmd.cluster.lineage import (
 from swarmd.cluster.members import join_again
 from swarmd.cluster.neighbours import GossipSettings, Neighbours
 from swarmd.cluster.noticing import notice_refusals
-from swarmd.cluster.opening import SEEDS, OpeningSettings, ServedByOthers, open_replica
+from swarmd.cluster.opening import HOLDERS, SEEDS, OpeningSettings, ServedByOthers, open_replica
 from swarmd.cluster.remote import Remote, RemoteSettings, forget_remote, open_remote, remembered
 from swarmd.cluster.replica import NotNewest, Replica, ReplicaSettings
 from swarmd.cluster.snapshots import decode_conf
@@ -275,6 +275,11 @@ async def hold_a_replica(
             log.debug("no replica for this node yet", extra={"reason": error.message})
             continue
         if joined.replica:
+            # It has to be taken in once more, and who it joined by may be gone since.
+            there = dict(joined.members)
+            holders = [address for n in cluster.replicas for address in there.get(n, ())]
+            fact = " ".join(holders).encode()
+            await write_patiently(partial(raft_log.set_fact, HOLDERS, fact))
             await forget_remote(raft_log)
             raise StartAgain("this node is to hold a replica")
 

@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 SEEDS = "seeds"
 """The log's fact: whom a node asked to take it in."""
+HOLDERS = "holders"
+"""The log's fact: where replicas were when this node was told to have one too."""
 NOT_JOINED = "not-joined"
 """The log's fact: why this node was not taken in yet."""
 BOOT = "boot"
@@ -117,6 +119,7 @@ async def open_replica(
     me = raft_id_of(node.id)
     await _end_installing(raft_log, store)
     seeds = tuple(join) or _seeds(raft_log)
+    seeds = tuple(dict.fromkeys((*seeds, *_addresses(raft_log, HOLDERS))))
     if trust is not None and trust.expired:
         known: list[Node] = await store.read(ListNodes((NodeKind.MEMBER,)))
         others = tuple(address for other in known if other.id != node.id for address in other.mesh)
@@ -213,7 +216,11 @@ class _Applying:
 
 def _seeds(raft_log: RaftLog) -> tuple[str, ...]:
     """Those that an earlier start was told."""
-    return tuple((raft_log.fact(SEEDS) or b"").decode().split())
+    return _addresses(raft_log, SEEDS)
+
+
+def _addresses(raft_log: RaftLog, fact: str) -> tuple[str, ...]:
+    return tuple((raft_log.fact(fact) or b"").decode().split())
 
 
 async def _standing(
