@@ -15,6 +15,7 @@ from typing import Protocol
 import msgspec
 import trio
 
+from mesh.garbage import GARBAGE
 from mesh.raft import (
     APPEND_THREAD,
     APPLY_THREAD,
@@ -218,7 +219,7 @@ class Consensus:
             return
         try:
             message = _decode(body)
-        except msgspec.DecodeError as error:
+        except GARBAGE as error:
             raise Refused("invalid", f"{peer} sent no message of the log: {error}") from None
         if message.sender not in self._names:
             self._names[message.sender] = peer

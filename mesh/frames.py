@@ -14,6 +14,8 @@ from typing import get_args
 
 import msgspec
 
+from mesh.garbage import GARBAGE
+
 VERSION = 1
 VERSION_OLDEST = max(1, VERSION - 1)
 
@@ -205,7 +207,7 @@ class Decoder:
                     break
                 try:
                     frames.append(_decode(view[at + 4 : at + 4 + size]))
-                except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+                except GARBAGE:
                     raise Broken("garbage", "bytes that are no frame of this protocol") from None
                 at += size + 4
             rest = bytearray(view[at:])

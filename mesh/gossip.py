@@ -16,6 +16,7 @@ import msgspec
 import trio
 
 from mesh.frames import Broken
+from mesh.garbage import GARBAGE
 from mesh.gossip_knocks import try_to_reach
 from mesh.gossip_sockets import Datagrams, open_sockets
 from mesh.sealing import WINDOW, UnknownSession
@@ -331,8 +332,8 @@ class Gossip:
             if (member := self._swim.member(peer)) is not None:
                 self._learn_session(member)
             self.flush()
-        except (WireError, Dropped, msgspec.DecodeError) as error:
-            if isinstance(error, Dropped | msgspec.DecodeError):
+        except (WireError, Dropped, *GARBAGE) as error:
+            if not isinstance(error, WireError):
                 self._swim.counts.drop("sync")
             facts = {"peer": wanted.peer or wanted.address, "why": str(error)}
             log.debug("a sync with a member failed", extra=facts)
@@ -363,7 +364,7 @@ class Gossip:
         try:
             ask = _decode_ask(body)
             answer = self._swim.sync_answer(trio.current_time(), peer, ask.body)
-        except (Dropped, msgspec.DecodeError) as error:
+        except (Dropped, *GARBAGE) as error:
             reason = error.reason if isinstance(error, Dropped) else "garbage"
             self._swim.counts.drop(reason)
             raise Refused("not_taken", str(error)) from None

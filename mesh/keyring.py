@@ -10,6 +10,7 @@ import hashlib
 
 import msgspec
 
+from mesh.garbage import GARBAGE
 from mesh.identity.errors import IdentityError
 
 KEY_BYTES = 32
@@ -90,7 +91,7 @@ def decode_keyring(data: bytes) -> Keyring:
         raise _refused(f"a ring has {RING_BYTES_MAX} bytes at most, not {len(data)}")
     try:
         ring = msgspec.msgpack.decode(data, type=Keyring)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except GARBAGE:
         raise _refused("these bytes are no ring") from None
     ids = ring.key_ids
     if (

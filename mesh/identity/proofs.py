@@ -14,6 +14,7 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from mesh.garbage import GARBAGE
 from mesh.identity.authority import check_certificate, pin_of
 from mesh.identity.boxes import Entropy
 from mesh.identity.certificates import (
@@ -124,7 +125,7 @@ def decode_proof(proof: bytes) -> Proof:
         raise IdentityError("proof", f"a proof of {len(proof)} bytes; {PROOF_BYTES_MAX} are enough")
     try:
         return msgspec.msgpack.decode(proof, type=Proof)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except GARBAGE:
         raise IdentityError("proof", "these bytes are no proof") from None
 
 

@@ -10,6 +10,7 @@ from enum import IntEnum
 
 import msgspec
 
+from mesh.garbage import GARBAGE
 from mesh.raft.errors import MessageRefused
 from mesh.raft.types import NOBODY, Count, Entry, EntryKind
 
@@ -96,7 +97,7 @@ def decode_change(entry: Entry) -> AnyChange | None:
                 return _decode_v2(entry.data) if entry.data else ConfChangeV2()
             case _:
                 return None
-    except (msgspec.DecodeError, RecursionError) as error:
+    except GARBAGE as error:
         raise MessageRefused(
             f"entry {entry.index} is marked as a change of members, but its data is none: {error}"
         ) from error

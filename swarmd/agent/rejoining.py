@@ -60,7 +60,7 @@ def resume(data_dir: Path, node_id: NodeId | None) -> Rejoin | None:
             note = msgspec.json.decode(file.read(NOTE_BYTES_MAX), type=Rejoin)
     except FileNotFoundError:
         return None
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise Unavailable(
             f"{data_dir / NOTE} cannot be read: {error}. It says how this node joins its swarm"
             " again: move the data directory away and join as a new node"

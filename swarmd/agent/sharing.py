@@ -202,5 +202,5 @@ async def _received(channel: Channel) -> AsyncIterator[bytes]:
 def _asked(body: bytes) -> Asked:
     try:
         return msgspec.msgpack.decode(body, type=Asked)
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise Invalid(f"this asks for no blob: {error}") from None

@@ -10,6 +10,7 @@ from typing import Any
 
 import msgspec
 
+from mesh.garbage import GARBAGE
 from mesh.wires import Refused, WireError, Wires
 from swarmd.cluster.asks import ANSWERS, AnyAsk
 from swarmd.cluster.channels import refusal_of, wire_refusal
@@ -65,7 +66,7 @@ class Asking:
     async def _answer_ask(self, peer: str, body: bytes) -> bytes:
         try:
             request = _decode_ask(body)
-        except msgspec.DecodeError as error:
+        except GARBAGE as error:
             raise Refused("invalid", f"this version knows no such ask: {error}") from None
         answer = self._answers.get(type(request))
         if answer is None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from mesh.garbage import GARBAGE
 from mesh.identity.boxes import Entropy
 from mesh.identity.files import Identity, load_identity, make_identity, save_identity
 from mesh.identity.tokens import Token
@@ -104,7 +105,7 @@ def _load_founding(folder: Path) -> FoundTrust | None:
             return msgspec.msgpack.decode(file.read(FOUNDING_BYTES_MAX), type=FoundTrust)
     except FileNotFoundError:
         return None
-    except msgspec.DecodeError as error:
+    except GARBAGE as error:
         raise Unavailable(
             f"{path} cannot be used: {error}. It holds the first keys of this swarm: put it back,"
             " or move the data directory away"

@@ -12,6 +12,7 @@ import msgspec
 import trio
 
 from mesh.consensus import Consensus
+from mesh.garbage import GARBAGE
 from mesh.identity.files import Identity
 from mesh.keyring import encode_keyring
 from mesh.raft import Change, ChangeKind, ConfChangeV2, ProposalDropped
@@ -134,7 +135,7 @@ class Members:
         try:
             application = msgspec.msgpack.decode(body, type=Application)
             ask = msgspec.msgpack.decode(application.ask, type=JoinAsk)
-        except msgspec.DecodeError as error:
+        except GARBAGE as error:
             raise Refused("invalid", f"this is no request to join: {error}") from None
         await self._check_grounds(peer, application, ask)
         leadership = holder.leadership()

@@ -12,6 +12,7 @@ from typing import Any, Union, get_args, get_type_hints
 
 import msgspec
 
+from mesh.garbage import GARBAGE
 from mesh.wires import ByteStream, Refused
 from swarmd.cluster.feed import Wanted
 from swarmd.domain.events import Event
@@ -230,7 +231,7 @@ class Reader:
 def decoded(decoder: msgspec.msgpack.Decoder[Any], body: bytes) -> Any:
     try:
         return decoder.decode(body)
-    except msgspec.DecodeError as error:
+    except GARBAGE as error:
         raise Refused("invalid", f"this version knows no such words: {error}") from None
 
 

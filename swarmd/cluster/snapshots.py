@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeVar
 import msgspec
 import trio
 
+from mesh.garbage import GARBAGE
 from mesh.raft import ConfState, Message, Snapshot, SnapshotMeta, SnapshotTemporarilyUnavailable
 from mesh.wires import ByteStream, Refused, WireError, Wires
 from swarmd.domain.errors import SwarmError
@@ -158,7 +159,7 @@ class Snapshots:
     async def _receive(self, peer: str, body: bytes, stream: ByteStream) -> None:
         try:
             offer = msgspec.msgpack.decode(body, type=Offer)
-        except msgspec.DecodeError as error:
+        except GARBAGE as error:
             raise Refused("invalid", f"this is no offer of a snapshot: {error}") from None
         if self._receiving:
             raise Refused("busy", "another copy of the state is on its way to this node")

@@ -88,7 +88,7 @@ class Kind:
 
 def draw(
     rng: random.Random, count: int, hosts: Sequence[str], kinds: Mapping[str, Kind], *,
-    members_change: bool = False, whole: bool = False,
+    members_change: bool = False, whole: bool = False, every_s: float = EVERY_S,
 ) -> list[Fault]:  # fmt: skip
     """So many faults among these hosts, in the order of their time."""
     names = [
@@ -98,7 +98,7 @@ def draw(
     weights = [kinds[name].often for name in names]
     schedule, at_s = [], 0.0
     for _ in range(count):
-        at_s += rng.uniform(0.1, 2 * EVERY_S - 0.1)
+        at_s += rng.uniform(0.1, 2 * every_s - 0.1)
         (name,) = rng.choices(names, weights)
         kind = kinds[name]
         victim = LEADER if rng.random() < 0.3 else rng.choice(hosts)

@@ -5,12 +5,14 @@ A new one is a function and a line in KINDS. One that finds nothing to harm says
 
 from __future__ import annotations
 
+import random
 from collections.abc import Awaitable, Callable
 from functools import partial
 
 import trio
 
 from mesh.wal_errors import LogError
+from swarmd.cluster import snapshots
 from swarmd.domain.errors import Busy, Conflict, NotFound, Unavailable
 from swarmd.sim.bottle import Bottle, Gone
 from swarmd.sim.faults import Fault, Kind
@@ -62,6 +64,18 @@ async def _cut_off(stage: Stage, fault: Fault) -> bool:
     if victim is None:
         return False
     async with stage.cut(lambda: stage.world.network.isolate(victim)):
+        await trio.sleep(fault.for_s)
+    return True
+
+
+async def _halves(stage: Stage, fault: Fault) -> bool:
+    """One half of those that are there, and the other."""
+    victim, there = stage.victim(fault), stage.there()
+    if victim is None or len(there) < 2:
+        return False
+    first = there.index(victim)
+    side = [*there[first:], *there[:first]][: len(there) // 2]
+    async with stage.cut(lambda: stage.world.network.isolate(*side)):
         await trio.sleep(fault.for_s)
     return True
 
@@ -150,6 +164,26 @@ async def _clog(stage: Stage, fault: Fault) -> bool:
     if victim is None or other is None:
         return False
     async with stage.way(lambda: network.clog(victim, other), network.unclog):
+        await trio.sleep(fault.for_s)
+    return True
+
+
+async def _spoilt(stage: Stage, fault: Fault) -> bool:
+    """Copies of the state come to the victim otherwise than they were sent, in part."""
+    victim = stage.process(fault)
+    if victim is None:
+        return False
+    network, rng = stage.world.network, random.Random(fault.at_s)
+
+    def spoil(method: str, source: str, target: str, data: bytes) -> bytes:
+        if method != snapshots.METHOD or network.host(target) != victim:
+            return data
+        if not data or rng.random() > fault.how["share"]:
+            return data
+        at = rng.randrange(len(data))
+        return data[:at] + bytes([data[at] ^ 1 << rng.randrange(8)]) + data[at + 1 :]
+
+    async with stage.altered(network, "in_transit", spoil):
         await trio.sleep(fault.for_s)
     return True
 
@@ -305,6 +339,27 @@ async def _remove(stage: Stage, fault: Fault) -> bool:
     return True
 
 
+async def _remove_while_away(stage: Stage, fault: Fault) -> bool:
+    """It is down, and removed by another; what comes back with its old data has to end. Then its
+    host is wiped, and joins again."""
+    victim = stage.victim(fault)
+    async with stage.anew(victim) as bottle:
+        by = stage.leader()
+        if bottle is None or victim is None or by in (None, victim):
+            return False
+        host = bottle.machine(victim)
+        await bottle.crash(victim, power=fault.how["power"] > 0.5)
+        if not await _unless_refused(lambda: bottle.remove(victim, by=str(by), force=True)):
+            await stage.start(victim, anew=True)
+            return False
+        await trio.sleep(fault.for_s)
+        await stage.start(victim, anew=True)
+        await host.ended.wait()
+        bottle.wipe(victim)
+        await stage.start(victim, anew=True)
+    return True
+
+
 async def _join(stage: Stage, fault: Fault) -> bool:
     """One more comes."""
     for name in stage.newcomers:
@@ -350,8 +405,9 @@ KINDS: dict[str, Kind] = {
     "crash": Kind(_crash, (0, 5), often=6),
     "power": Kind(_power, (0, 6), often=3),
     "power-everywhere": Kind(_power_everywhere, (0, 2), often=1),
-    "restart": Kind(_restart, (0, 3)),
+    "restart": Kind(_restart, (0, 8)),
     "cut-off": Kind(_cut_off, (0, 6), often=5),
+    "halves": Kind(_halves, (0, 4)),
     "one-way": Kind(_one_way, (0, 4), pair=True, often=3),
     "deaf": Kind(_deaf, (0, 4)),
     "pair": Kind(_pair, (0, 4), pair=True),
@@ -366,6 +422,7 @@ KINDS: dict[str, Kind] = {
         pair=True,
     ),
     "clog": Kind(_clog, (0, 4), pair=True),
+    "spoilt": Kind(_spoilt, (0, 8), {"share": (0.05, 0.5)}),
     "freeze": Kind(_freeze, (0, 8), often=4),
     "transfer": Kind(_transfer, often=3),
     "clock": Kind(_clock, (0, 4), {"off": (-1, 1)}),
@@ -374,10 +431,13 @@ KINDS: dict[str, Kind] = {
     "slow-state": Kind(_slow_state, (0, 3), {"apply_s": (0.05, 1)}),
     "drift": Kind(_drift, (1, 10), {"by": (-0.02, 0.02)}, whole=True),
     "full-disk": Kind(_full_disk, (0, 8), whole=True),
-    "damage": Kind(_damage, (0, 5), whole=True, of_members=True, often=1),
-    "put-back": Kind(_put_back, (0, 5), {"state": (0, 1)}, whole=True, of_members=True, often=1),
-    "leave": Kind(_leave, (0, 3), whole=True, of_members=True, often=1),
-    "remove": Kind(_remove, (0, 10), whole=True, of_members=True, often=1),
+    "damage": Kind(_damage, (0, 5), whole=True, of_members=True, often=2),
+    "put-back": Kind(_put_back, (0, 5), {"state": (0, 1)}, whole=True, of_members=True, often=2),
+    "leave": Kind(_leave, (0, 3), whole=True, of_members=True, often=2),
+    "remove": Kind(_remove, (0, 10), whole=True, of_members=True, often=2),
+    "remove-while-away": Kind(
+        _remove_while_away, (0, 6), {"power": (0, 1)}, whole=True, of_members=True, often=2
+    ),
     "join": Kind(_join, of_members=True),
     "demote": Kind(_demote, of_members=True, whole=False, often=3),
     "remove-and-return": Kind(_remove_and_return, (0, 1), of_members=True, whole=False),

@@ -229,6 +229,8 @@ class Observer(Witness):
         """By token."""
         self.name_of: Callable[[str], str] = str
         """The host of a node."""
+        self.events: list[Event] = []
+        """All that there were, from the first on."""
         self._conn: sqlite3.Connection | None = None
         self._seq = 0
         self._upto = 0
@@ -255,6 +257,7 @@ class Observer(Witness):
                 self.ledger.heed(event)
                 if isinstance(event.body, JobSubmitted):
                     self.job_ids[self.token_of(event.body.job_id)] = event.body.job_id
+            self.events += events
             self._seq = events[-1].seq
 
     def _look_at_voters(self, packed: bytes) -> None:

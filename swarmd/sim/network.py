@@ -66,7 +66,7 @@ class Network:
     refused: list[tuple[str, str]] = field(default_factory=list)
     """Messages that their receiver took for an attack or a mistake."""
     on_send: Callable[[str, str, bytes], None] = lambda source, target, body: None
-    in_transit: Callable[[str, str, bytes], bytes] = lambda source, target, data: data
+    in_transit: Callable[[str, str, str, bytes], bytes] = lambda method, source, target, data: data
     """What a stream's bytes become on their way."""
     kinds: Counter[tuple[str, str]] = field(default_factory=Counter)
     """How many of each kind reached whom."""

@@ -14,6 +14,7 @@ from mesh.wal_errors import DiskFull
 from swarmd.domain.errors import SwarmError, leaves
 from swarmd.sim.bottle import RESTART_S, Bottle
 from swarmd.sim.faults import FOR_S_MAX, LEADER, Fault, Kind
+from swarmd.sim.node import Removed
 from swarmd.sim.world import World
 
 
@@ -103,7 +104,7 @@ class Stage:
 
     async def start(self, name: str, *, anew: bool = False) -> None:
         """Comes back when it is up, or was struck down again on its way: then who did that brings
-        it up, or the end of it all."""
+        it up, or the end of it all. One that was removed stays down, as its unit has it."""
         host = self.world.hosts.get(name)
         if name in self._starting or (host is not None and host.scope is not None):
             return
@@ -117,6 +118,8 @@ class Stage:
                 except (DiskFull, SwarmError, ExceptionGroup) as ended:
                     if not (refused := _refusals_in(ended)):
                         raise
+                    if any(isinstance(each, Removed) for each in _found_in(ended)):
+                        return
                     self._refusals[name] = refused
                     await trio.sleep(RESTART_S)
                 else:
@@ -213,6 +216,10 @@ class Stage:
 
 def _refusals_in(ended: Exception) -> str:
     """In words, where a process ended by nothing else."""
-    found = list(leaves(ended)) if isinstance(ended, ExceptionGroup) else [ended]
+    found = _found_in(ended)
     foreseen = all(isinstance(each, DiskFull | SwarmError) for each in found)
     return "; ".join(map(str, found)) if foreseen else ""
+
+
+def _found_in(ended: Exception) -> list[BaseException]:
+    return list(leaves(ended)) if isinstance(ended, ExceptionGroup) else [ended]

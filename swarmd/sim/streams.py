@@ -26,8 +26,9 @@ class SimStream:
 
     other: SimStream
 
-    def __init__(self, wires: SimWires, peer: str) -> None:
+    def __init__(self, wires: SimWires, peer: str, method: str) -> None:
         self._wires = wires
+        self.method = method
         self.peer = peer
         self._arrived: deque[bytes] = deque()
         self._arrived_bytes = 0
@@ -46,7 +47,7 @@ class SimStream:
                 raise Unreachable("the connection was lost", peer=self.peer)
             await trio.sleep(CLOG_LOOK_S if way in network.clogged else network.noticed_s)
             self._check()
-        arrived = network.in_transit(me, self.peer, bytes(data))
+        arrived = network.in_transit(self.method, me, self.peer, bytes(data))
         network.note("stream", me, self.peer, arrived)
         other = self.other
         other._take(arrived)

@@ -252,7 +252,7 @@ class SimWires:
             raise Unreachable("nothing answers there", peer=peer)
         if (words := target._admit(self.me)) is not None:
             raise Unreachable(words, peer=peer, refused="shut_out")
-        mine, theirs = SimStream(self, peer), SimStream(target, self.me)
+        mine, theirs = SimStream(self, peer, method), SimStream(target, self.me, method)
         mine.other, theirs.other = theirs, mine
         self.network.note(method, self.me, peer, body)
         target.nursery.start_soon(target._serve, method, body, theirs)

@@ -14,11 +14,13 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import msgspec
 
 from swarmd.domain.errors import Invalid
 from swarmd.sim.faults import Fault, decode_schedule
@@ -42,6 +44,7 @@ class Summary:
     cpu_s: float = 0.0
     operations: int = 0
     refused: int = 0
+    moves: int = 0
     struck: Counter[str] = field(default_factory=Counter)
     events: Counter[str] = field(default_factory=Counter)
     began: float = field(default_factory=time.monotonic)
@@ -54,8 +57,9 @@ class Summary:
         self.cpu_s += outcome.cpu_s
         self.operations += outcome.operations
         self.refused += outcome.refused
-        self.struck += outcome.struck
-        self.events += outcome.events
+        self.moves += outcome.moves
+        self.struck.update(outcome.struck)
+        self.events.update(outcome.events)
 
     @property
     def wall_s(self) -> float:
@@ -74,9 +78,10 @@ class Summary:
             f"| seeds | {self.seeds:,}, {self.first} to {self.last} |",
             f"| under faults, of each | {self.seconds:g} s |",
             f"| simulated | {self.simulated_s / 3600:,.1f} h |",
-            f"| took | {self.wall_s / 60:,.1f} min |",
+            f"| took, of one core | {self.cpu_s / 60:,.1f} min |",
             f"| operations of clients in histories | {self.operations:,} |",
             f"| refusals they met | {self.refused:,} |",
+            f"| times a watcher went on at another node | {self.moves:,} |",
             f"| jobs submitted, completed by an attempt or otherwise ended |"
             f" {self.events['JobSubmitted']:,}, {self.events['JobEnded']:,} |",
             f"| jobs taken back and queued again | {self.events['JobRequeued']:,} |",
@@ -119,15 +124,21 @@ def _outcomes(seeds: Iterator[int], seconds: float, processes: int) -> Iterator[
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def soak(seeds: Iterator[int], chosen: argparse.Namespace) -> int:
+def soak(seeds: Iterable[int], chosen: argparse.Namespace) -> int:
     summary, said = Summary(chosen.seconds), time.monotonic()
+    known = _kept(chosen.keep, chosen.seconds)
+    for outcome in known.values():
+        summary.add(outcome)
     failed: Outcome | None = None
-    for outcome in _outcomes(seeds, chosen.seconds, chosen.jobs):
+    rest = (seed for seed in seeds if seed not in known)
+    for outcome in _outcomes(rest, chosen.seconds, chosen.jobs):
         if outcome is not None:
             summary.add(outcome)
             if outcome.failure:
                 failed = outcome
                 break
+            if chosen.keep is not None:
+                _keep(chosen.keep, chosen.seconds, outcome)
         if time.monotonic() - said >= SAY_EVERY_S:
             print(summary, flush=True)
             said = time.monotonic()
@@ -141,6 +152,20 @@ def soak(seeds: Iterator[int], chosen: argparse.Namespace) -> int:
     else:
         tell(failed, chosen)
     return 1
+
+
+def _kept(path: Path | None, seconds: float) -> dict[int, Outcome]:
+    """What runs before this one have found out."""
+    if path is None or not path.exists():
+        return {}
+    lines = path.read_bytes().splitlines()
+    kept = [msgspec.json.decode(line, type=tuple[float, Outcome]) for line in lines]
+    return {outcome.seed: outcome for each_s, outcome in kept if each_s == seconds}
+
+
+def _keep(path: Path, seconds: float, outcome: Outcome) -> None:
+    with path.open("ab") as file:
+        file.write(msgspec.json.encode((seconds, outcome)) + b"\n")
 
 
 def tell(failed: Outcome, chosen: argparse.Namespace) -> None:
@@ -193,6 +218,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="under faults, of each seed")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, metavar="PROCESSES")
     parser.add_argument("--report", type=Path, metavar="FILE", help="a table of what was done")
+    keep = "what came of each seed; those that are there are not run again"
+    parser.add_argument("--keep", type=Path, metavar="FILE", help=keep)
     parser.add_argument("--tries", type=int, default=200, help="at a shorter schedule")
     parser.add_argument("--shrink-s", type=float, default=300.0, help="for so long at the most")
     parser.add_argument("--only", metavar="3,7", help="of the seed's faults, by number")
@@ -206,7 +233,7 @@ def main() -> int:
             print(f"tests.sim: {error}", file=sys.stderr)
             return 2
     if chosen.seeds is not None:
-        return soak(iter(chosen.seeds), chosen)
+        return soak(chosen.seeds, chosen)
     fresh = random.SystemRandom()
     return soak((fresh.randrange(FRESH_MAX) for _ in range(chosen.fresh)), chosen)
 

@@ -8,9 +8,8 @@ import re
 import tempfile
 import time
 import traceback
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import trio
@@ -20,8 +19,18 @@ from swarmd.cluster.replica import ReplicaSettings
 from swarmd.sim.bottle import Bottle
 from swarmd.sim.faults import EVERY_S, Fault
 from swarmd.sim.world import World, run_in
-from tests.sim.chaos import Chaos, cramped, quick
+from tests.sim.chaos import EXECUTORS, SMALL, Chaos, Shape, cramped, quick
 
+DENSE_S = 120.0
+"""So long a run may be dense all the time."""
+PACES = (3.0, 6.0, 9.0)
+SORTS = (
+    (("a", "b", "c", "d"), ("e",), 3),
+    (("a",), ("b", "c", "d", "e"), 3),
+    (("a", "b", "c", "d"), ("e",), 4),
+    (("a", "b", "c"), ("d", "e"), 2),
+)
+"""Who is there from the beginning, who comes, and how many are to vote."""
 HANGS_S = 600.0
 """A seed that takes this much longer than it simulates has hung."""
 
@@ -35,8 +44,9 @@ class Outcome:
     simulated_s: float = 0.0
     operations: int = 0
     refused: int = 0
-    struck: Counter[str] = field(default_factory=Counter)
-    events: Counter[str] = field(default_factory=Counter)
+    moves: int = 0
+    struck: dict[str, int] = field(default_factory=dict)
+    events: dict[str, int] = field(default_factory=dict)
     fingerprint: str = ""
     failure: str = ""
     """What was wrong, with where; empty: nothing."""
@@ -44,17 +54,27 @@ class Outcome:
     """The same without what differs from run to run."""
 
 
+def shape_of(seed: int, seconds: float) -> Shape:
+    """The seed decides about everything. Of four one is small and keeps its members, one is small
+    and changes them, and two are of whole nodes; of these some begin as a single node, and some
+    have an even number of voters. Where it takes long there are calmer stretches, too."""
+    pace = 1.0 if seconds <= DENSE_S else PACES[seed // 16 % len(PACES)]
+    if seed % 4 == 0:
+        return replace(SMALL, executors=EXECUTORS, pace=pace)
+    founders, newcomers, voters = SORTS[seed // 4 % len(SORTS)]
+    return Shape(founders, newcomers, voters, seed % 4 >= 2, members_change=True, pace=pace)
+
+
 def chaos_of(seed: int, seconds: float, schedule: Sequence[Fault] | None = None) -> Chaos:
-    """The seed decides about everything else, too: of four one is small and keeps its members,
-    one is small and changes them, and two are of whole nodes."""
-    rounds = max(1, round(seconds / EVERY_S))
-    return Chaos(
-        seed, rounds, members_change=seed % 4 == 1, whole=seed % 4 >= 2, schedule=schedule
-    )  # fmt: skip
+    shape = shape_of(seed, seconds)
+    rounds = max(1, round(seconds / (EVERY_S * shape.pace)))
+    return Chaos(seed, rounds, shape, schedule)
 
 
 def settings_of(seed: int) -> OpeningSettings:
-    replicas_max = 3 if seed % 8 == 2 else 9
+    """In some swarms of whole nodes not all have replicas."""
+    voters = SORTS[seed // 4 % len(SORTS)][2]
+    replicas_max = 3 if seed % 4 == 2 and voters <= 3 else 9
     if seed % 3 == 0:
         return cramped(replicas_max)
     return quick(ReplicaSettings(replicas_max=replicas_max))
@@ -73,14 +93,15 @@ def run_seed(seed: int, seconds: float, schedule: Sequence[Fault] | None = None)
             outcome.simulated_s = trio.current_time()
 
     with tempfile.TemporaryDirectory(prefix="swarmd-sim-") as place:
-        kind = Bottle if chaos.whole else World
+        kind = Bottle if chaos.shape.whole else World
         try:
             run_in(kind, seed, Path(place), body, settings_of(seed))
         except Exception as error:
             outcome.failure = "".join(traceback.format_exception(error))
             outcome.kind = kind_of(error)
     outcome.cpu_s = time.process_time() - began
-    outcome.operations, outcome.refused = chaos.operations, chaos.refused
+    outcome.operations, outcome.refused = chaos.operations, chaos.users.refused
+    outcome.moves = chaos.moves
     outcome.struck, outcome.events = chaos.struck, chaos.events
     return outcome
 

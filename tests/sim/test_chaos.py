@@ -16,8 +16,8 @@ from tests.sim.seeds import chaos_of, run_seed
 from tests.sim.shrink import Budget, explain
 from tests.sim.world import SEEDS
 
-FIXED = 100
-FRESH = 10
+FIXED = 180
+FRESH = 20
 SEEDS_A_TEST = 10
 SECONDS = 60.0
 SHRINK_S = float(os.environ.get("SWARMD_SIM_SHRINK_S", "45"))

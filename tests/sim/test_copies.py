@@ -73,7 +73,7 @@ async def test_a_copy_that_was_damaged_on_its_way_is_fetched_again(world: World)
     await fall_behind(world, name)
     damaged = 0
 
-    def damage(source: str, target: str, data: bytes) -> bytes:
+    def damage(method: str, source: str, target: str, data: bytes) -> bytes:
         nonlocal damaged
         if target != name or b"precious" not in data or damaged >= 2:
             return data

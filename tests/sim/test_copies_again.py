@@ -36,7 +36,7 @@ async def test_what_has_come_of_a_copy_is_not_sent_again(world: World) -> None:
     await world.crash("b")
     sent_bytes = 0
 
-    def count(source: str, target: str, data: bytes) -> bytes:
+    def count(method: str, source: str, target: str, data: bytes) -> bytes:
         nonlocal sent_bytes
         sent_bytes += len(data) if target == "b" else 0
         return data

@@ -16,7 +16,7 @@ from swarmd.sim.witness import Broken, Witness
 from swarmd.sim.world import World
 from swarmd.state.machine import Place
 from swarmd.state.store import Slot, encode_batch
-from tests.sim.chaos import Chaos, quick
+from tests.sim.chaos import Chaos, Shape, quick
 from tests.sim.registers import History, Read, Stale, Write
 from tests.sim.world import run_world
 
@@ -28,7 +28,7 @@ def fingerprint(seed: int, place: Path) -> str:
 
     async def body(world: World) -> None:
         nonlocal found
-        await Chaos(seed, rounds=5, members_change=True).run(world)
+        await Chaos(seed, 5, Shape(newcomers=("d", "e"), members_change=True)).run(world)
         found = world.fingerprint()
 
     run_world(seed, place, body, quick())
