@@ -15,6 +15,9 @@ FUZZ_S ?= 300
 CALM_S ?= 600
 # What goes wrong between five hosts: all, or some of tests/e2e/test_faults.py, as lossy,flap-leader.
 FAULTS ?= all
+# Seeds of chaos, and the simulated seconds under faults of each.
+CHAOS ?= 1-1000
+CHAOS_S ?= 600
 # Histories of real daemons under faults that are looked through for one that has no order.
 HISTORIES ?= 100
 
@@ -30,7 +33,7 @@ help:
 	@echo 'make check   ruff, mypy and the layers'
 	@echo 'make format  put the code into its one form'
 	@echo 'make bench   the benchmarks, as tables'
-	@echo 'make soak    the long tests: kills at random times, fifty of them'
+	@echo 'make soak    the long tests, for hours: kills, faults, chaos, histories'
 	@echo 'make mutants planted bugs, each of which a test must see; writes docs/mutants.md'
 	@echo 'make binary  dist/swarmd: all of it in one file'
 	@echo 'make install the binary, the systemd units and a sample configuration; make uninstall'
@@ -67,6 +70,7 @@ soak: $(VENV)/.dev
 	  -o faulthandler_timeout=7200 tests/e2e/test_failover.py
 	SWARMD_SOAK_FAULTS=$(FAULTS) $(BIN)/python -m pytest -rP \
 	  -o faulthandler_timeout=7200 tests/e2e/test_faults.py
+	$(BIN)/python -m tests.sim --seeds $(CHAOS) --seconds $(CHAOS_S) --keep build/chaos.jsonl
 	SWARMD_HISTORIES=$(HISTORIES) $(BIN)/python -m pytest -rP \
 	  -o faulthandler_timeout=7200 tests/e2e/test_linearizable.py
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import msgspec
 import trio
 
+from mesh.garbage import GARBAGE
 from mesh.wires import Refused, WireError, Wires
 from swarmd.cluster.channels import wire_refusal
 from swarmd.cluster.handle import Leadership
@@ -336,7 +337,13 @@ def serve_forwarded(entering: Entering, wires: Wires) -> None:
 
     def take(peer: str, body: bytes) -> bytes:
         try:
-            entering.enter(_decode(body))
+            requests = _decode(body)
+            # What nobody can read must not be in the log: no node would get past it.
+            for request in requests:
+                _decode_request(request)
+            entering.enter(requests)
+        except GARBAGE as error:
+            raise Refused("invalid", f"these are no requests: {error}") from None
         except SwarmError as refusal:
             raise wire_refusal(refusal) from None
         return b""
@@ -346,3 +353,4 @@ def serve_forwarded(entering: Entering, wires: Wires) -> None:
 
 _encode = msgspec.msgpack.Encoder().encode
 _decode = msgspec.msgpack.Decoder(list[msgspec.Raw]).decode
+_decode_request = msgspec.msgpack.Decoder(Request).decode

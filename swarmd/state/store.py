@@ -304,7 +304,7 @@ def decode_slots(slots: Sequence[Slot]) -> list[Entry]:
             continue
         try:
             batch = _decode_batch(slot.data)
-        except msgspec.DecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise Unavailable(
                 "the log holds what this version of swarmd does not know; start a newer one",
                 index=slot.index,

@@ -164,6 +164,7 @@ def _kept(path: Path | None, seconds: float) -> dict[int, Outcome]:
 
 
 def _keep(path: Path, seconds: float, outcome: Outcome) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
         file.write(msgspec.json.encode((seconds, outcome)) + b"\n")
 
