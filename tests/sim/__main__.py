@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 
 import msgspec
@@ -126,7 +127,8 @@ def _outcomes(seeds: Iterator[int], seconds: float, processes: int) -> Iterator[
 
 def soak(seeds: Iterable[int], chosen: argparse.Namespace) -> int:
     summary, said = Summary(chosen.seconds), time.monotonic()
-    known = _kept(chosen.keep, chosen.seconds)
+    run = Run(chosen.seconds, _tree())
+    known = {} if chosen.keep is None else _kept(chosen.keep, run)
     for outcome in known.values():
         summary.add(outcome)
     failed: Outcome | None = None
@@ -138,7 +140,7 @@ def soak(seeds: Iterable[int], chosen: argparse.Namespace) -> int:
                 failed = outcome
                 break
             if chosen.keep is not None:
-                _keep(chosen.keep, chosen.seconds, outcome)
+                _keep(chosen.keep, run, outcome)
         if time.monotonic() - said >= SAY_EVERY_S:
             print(summary, flush=True)
             said = time.monotonic()
@@ -154,19 +156,33 @@ def soak(seeds: Iterable[int], chosen: argparse.Namespace) -> int:
     return 1
 
 
-def _kept(path: Path | None, seconds: float) -> dict[int, Outcome]:
-    """What runs before this one have found out."""
-    if path is None or not path.exists():
-        return {}
-    lines = path.read_bytes().splitlines()
-    kept = [msgspec.json.decode(line, type=tuple[float, Outcome]) for line in lines]
-    return {outcome.seed: outcome for each_s, outcome in kept if each_s == seconds}
+@dataclass(frozen=True)
+class Run:
+    """What outcomes must have in common, to count together."""
+
+    seconds: float
+    tree: str
 
 
-def _keep(path: Path, seconds: float, outcome: Outcome) -> None:
+def _kept(path: Path, run: Run) -> dict[int, Outcome]:
+    """What runs of this sort have found out before."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    kept = [msgspec.json.decode(line, type=tuple[Run, Outcome]) for line in lines]
+    return {outcome.seed: outcome for of, outcome in kept if of == run}
+
+
+def _tree() -> str:
+    """The code that it is about: another has nothing proved by what this one did."""
+    files = sorted(
+        each for part in ("mesh", "swarmd", "tests") for each in Path(part).rglob("*.py")
+    )
+    return sha256(b"".join(sha256(each.read_bytes()).digest() for each in files)).hexdigest()[:16]
+
+
+def _keep(path: Path, run: Run, outcome: Outcome) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("ab") as file:
-        file.write(msgspec.json.encode((seconds, outcome)) + b"\n")
+        file.write(msgspec.json.encode((run, outcome)) + b"\n")
 
 
 def tell(failed: Outcome, chosen: argparse.Namespace) -> None:
