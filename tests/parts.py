@@ -8,10 +8,12 @@ each skip into a failure. The session closes with a list of what was missing.
 from __future__ import annotations
 
 import functools
+import importlib.util
 import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +74,19 @@ def _root() -> bool:
 
 def _program(*names: str) -> Callable[[], bool]:
     return lambda: all(shutil.which(name) for name in names)
+
+
+def _sshd() -> bool:
+    files = ("/usr/sbin/sshd", "/usr/lib/openssh/sftp-server")
+    return all(Path(file).exists() for file in files) and _program("ssh-keygen")()
+
+
+def _portage() -> bool:
+    """Beside this interpreter, with what it starts."""
+    emerge = Path(sys.prefix) / "bin" / "emerge"
+    programs = ("scanelf", "wget", "gcc", "tar", "zstd", "bzip2", "xz")
+    there = importlib.util.find_spec("portage") is not None and emerge.exists()
+    return there and _program(*programs)()
 
 
 def _own_cgroup(controller: str) -> Path | None:
@@ -145,7 +160,11 @@ PARTS: dict[str, Part] = {
     "ipv6": Part(_ipv6, "switch IPv6 on for the loopback interface"),
     "netns": Part(_netns, "run as root with iproute2 and util-linux installed"),
     "promtool": Part(_program("promtool"), "install prometheus"),
-    "sshd": Part(lambda: Path("/usr/sbin/sshd").exists(), "install openssh-server"),
+    "portage": Part(
+        _portage, "pip install portage; install pax-utils wget gcc zstd bzip2 xz-utils"
+    ),
+    "gpg": Part(_program("gpg", "gpgconf"), "install gnupg"),
+    "sshd": Part(_sshd, "install openssh-server and openssh-client"),
     "cc": Part(_program("cc"), "install gcc"),
     "setpriv": Part(_program("setpriv"), "install util-linux"),
     "curl": Part(_program("curl"), "install curl"),
