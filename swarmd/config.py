@@ -103,6 +103,7 @@ class SurfaceSection:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SurfacesSection:
     jobqueue: SurfaceSection = SurfaceSection(port=8080)
+    buildswarm: SurfaceSection = SurfaceSection(port=8100)
     console: SurfaceSection = SurfaceSection(port=8470)
 
 

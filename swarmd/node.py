@@ -17,6 +17,7 @@ from typing import Any
 
 import trio
 
+from api.buildswarm import app as buildswarm
 from api.common.limits import HttpLimits
 from api.common.serve import open_surfaces
 from api.common.surface import Access, Surface
@@ -300,6 +301,16 @@ def _surfaces(
     section = config.surfaces.jobqueue
     if section.enabled:
         surfaces.append(jobqueue.surface(cluster, **placed("jobqueue", section)))
+    section = config.surfaces.buildswarm
+    if section.enabled:
+        began = time.monotonic()
+        surfaces.append(buildswarm.surface(
+            cluster, admin_key=lambda: running.admin_key, version=__version__,
+            uptime_s=lambda: time.monotonic() - began,
+            address=cluster.node.addresses[0] if cluster.node.addresses else "127.0.0.1",
+            staging=data_dir / "staging", package_bytes_max=config.jobs.blob_bytes_max,
+            **placed("buildswarm", section),
+        ))  # fmt: skip
     section = config.surfaces.console
     behind = Console(
         cluster,

@@ -244,7 +244,8 @@ def template_of(rule: str) -> str:
 
 
 class Router:
-    """Finds the hot route of a method and a raw path. Literal paths win over templates."""
+    """Finds the hot route of a method and a raw path. Literal paths win over templates, and of
+    these the one that is literal where another has a name, from the left."""
 
     def __init__(self, routes: tuple[HotRoute, ...]) -> None:
         self._literal: dict[bytes, dict[str, HotRoute]] = {}
@@ -261,6 +262,8 @@ class Router:
             if route.method in known:
                 raise ValueError(f"{route.method} {route.template} is given twice")
             known[route.method] = route
+        for alike in self._templates.values():
+            alike.sort(key=lambda each: [part.startswith("{") for part in each[0]])
 
     def find(self, raw_path: bytes) -> tuple[dict[str, HotRoute], dict[str, str]] | None:
         """The routes by method, and the parameters; None where no hot route has this path."""

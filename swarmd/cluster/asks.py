@@ -28,6 +28,43 @@ class ListBeats(Ask["list[LastBeat]"], frozen=True):
     """Executors that gave a sign of life lately."""
 
 
+class BuilderNews(msgspec.Struct, frozen=True):
+    """What a builder is told."""
+
+    paused: bool
+    stop: str | None
+    """It is at this package, and does not hold it."""
+
+
+class BuilderBeat(Ask[BuilderNews], frozen=True):
+    """A builder's sign of life; the leader keeps it in memory."""
+
+    node_id: NodeId
+    task: str | None
+    """The package that it is at."""
+    metrics: dict[str, float] = {}
+    version: str = ""
+
+
+class WantWork(Ask[None], frozen=True):
+    """A builder came for work, and there was none for it."""
+
+    node_id: NodeId
+
+
+class BuilderSign(msgspec.Struct, frozen=True):
+    node_id: NodeId
+    at: int
+    """Milliseconds since 1970, by the leader's clock."""
+    task: str | None
+    metrics: dict[str, float]
+    version: str
+
+
+class ListSigns(Ask["list[BuilderSign]"], frozen=True):
+    """When each builder was last heard of, and what it said."""
+
+
 class Lease(msgspec.Struct, frozen=True):
     """The node may go on with its work."""
 
@@ -168,6 +205,9 @@ class MeasureTrips(Ask["list[Trip]"], frozen=True):
 AnyAsk = (
     Beat
     | ListBeats
+    | BuilderBeat
+    | WantWork
+    | ListSigns
     | RenewLease
     | ReadLog
     | ReadClock
@@ -185,6 +225,9 @@ AnyAsk = (
 ANSWERS: dict[type[Any], Any] = {
     Beat: None,
     ListBeats: list[LastBeat],
+    BuilderBeat: BuilderNews,
+    WantWork: None,
+    ListSigns: list[BuilderSign],
     RenewLease: Lease,
     ReadLog: LogChunk,
     ReadClock: int,

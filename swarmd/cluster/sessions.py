@@ -7,6 +7,7 @@ events it wants; calls beside it read and propose. A field is only ever added at
 from __future__ import annotations
 
 import struct
+import sys
 from types import SimpleNamespace
 from typing import Any, Union, get_args, get_type_hints
 
@@ -250,7 +251,7 @@ def _answer_of(query: type[Any]) -> Any:
     """What a query says of itself: `class FindJob(Query["Job | None"])`."""
     (found,) = get_args(query.__orig_bases__[0])
     said = SimpleNamespace(__annotations__={"answer": found})
-    return get_type_hints(said, vars(queries))["answer"]
+    return get_type_hints(said, vars(sys.modules[query.__module__]))["answer"]
 
 
 ANSWERS: dict[type[Any], Any] = {query: _answer_of(query) for query in queries.QUERIES}

@@ -9,14 +9,18 @@ import trio
 
 from swarmd.cluster.asks import (
     Beat,
+    BuilderBeat,
     ListBeats,
+    ListSigns,
     PromoteMember,
     RemoveMember,
     RenewLease,
     TakePlace,
+    WantWork,
 )
 from swarmd.cluster.handle import Cluster, Leadership, read_locally
 from swarmd.control import clocks, members, upkeep
+from swarmd.control.attendance import Attendance
 from swarmd.control.leases import Leases, give_away
 from swarmd.control.presence import Presence
 from swarmd.control.removal import Removal
@@ -50,11 +54,15 @@ async def _lead(
     voter_settings: members.VoterSettings,
 ) -> None:  # fmt: skip
     presence, leases = Presence(cluster), Leases(cluster, standing.term)
+    attendance = Attendance(cluster, standing.term)
     removal = Removal(cluster, leases.silent)
     stops = [
         cluster.answers(RenewLease, leases.renew),
         cluster.answers(Beat, presence.beat),
         cluster.answers(ListBeats, presence.list_beats),
+        cluster.answers(BuilderBeat, attendance.beat),
+        cluster.answers(WantWork, attendance.want_work),
+        cluster.answers(ListSigns, attendance.list_signs),
         cluster.answers(RemoveMember, removal.remove),
         cluster.answers(TakePlace, removal.take_place),
         cluster.answers(PromoteMember, removal.promote),
@@ -69,6 +77,7 @@ async def _lead(
                 lambda: upkeep.settle_and_wake(cluster, term),
                 lambda: upkeep.expire(cluster, term, presence),
                 lambda: upkeep.prune(cluster, term, upkeep_settings),
+                attendance.watch,
                 lambda: members.keep_members(cluster, voter_settings),
                 lambda: members.raise_version(cluster, term),
                 lambda: clocks.hand_over_when_wrong(cluster),

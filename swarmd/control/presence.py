@@ -13,6 +13,7 @@ from swarmd.domain.errors import NotFound
 from swarmd.domain.events import Event, JobAssigned
 from swarmd.domain.jobs import AttemptId, JobId, JobStatus
 from swarmd.state.queries import ClaimHeld, FindJobs
+from swarmd.state.rows import EXECUTOR
 
 ACTIVE_S = 30.0
 SILENCE_S = 15.0
@@ -40,13 +41,13 @@ class Presence:
     @staticmethod
     def concerns(event: Event) -> bool:
         """A claim is a sign of life too."""
-        return isinstance(event.body, JobAssigned) and event.body.external
+        return isinstance(event.body, JobAssigned) and event.body.node_id.startswith(EXECUTOR)
 
     def note(self, event: Event) -> None:
         body = event.body
-        if isinstance(body, JobAssigned) and body.external:
+        if isinstance(body, JobAssigned) and body.node_id.startswith(EXECUTOR):
             self._jobs[body.job_id] = trio.current_time()
-            self._seen(body.node_id.partition("/")[2])
+            self._seen(body.node_id.removeprefix(EXECUTOR))
 
     def _seen(self, executor: str) -> None:
         self._executors[executor] = trio.current_time()

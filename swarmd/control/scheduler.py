@@ -19,6 +19,7 @@ from swarmd.domain.events import (
     AttemptStopped,
     Event,
     JobAssigned,
+    JobBlocked,
     JobEnded,
     JobReady,
     JobRequeued,
@@ -37,7 +38,8 @@ AHEAD_S = 0.2
 """A node may hold, beyond its slots, what it has lately ended within this time."""
 RATE_WINDOW_S = 0.5
 ASSIGNMENTS_MAX = 200
-_WAKES = (JobSubmitted, JobReady, JobRequeued, JobRetrying, JobEnded, AttemptStopped, NodeChanged)
+_WAKES = (JobSubmitted, JobReady, JobRequeued, JobRetrying, JobBlocked, JobEnded, AttemptStopped,
+          NodeChanged)  # fmt: skip
 _NOTED = (*_WAKES, JobAssigned)
 
 
@@ -76,6 +78,7 @@ class Pace:
                 JobEnded(attempt_id=int(attempt_id))
                 | JobRequeued(attempt_id=attempt_id)
                 | JobRetrying(attempt_id=attempt_id)
+                | JobBlocked(attempt_id=int(attempt_id))
             ):
                 holder = self._holder.pop(AttemptId(attempt_id), None)
                 if holder is not None:

@@ -15,8 +15,10 @@ from swarmd.cluster.feed import FellBehind
 from swarmd.cluster.handle import Cluster
 from swarmd.control.presence import Presence
 from swarmd.domain.actors import SYSTEM
+from swarmd.domain.builds import STAGED_MS_MAX
 from swarmd.domain.errors import Busy, Conflict
-from swarmd.domain.events import JobEnded, JobRetrying
+from swarmd.domain.events import JobBlocked, JobEnded, JobRetrying
+from swarmd.state.build_commands import DropStaged
 from swarmd.state.commands import (
     DropBlobs,
     ExpireAttempts,
@@ -27,6 +29,7 @@ from swarmd.state.commands import (
     WakeJobs,
 )
 from swarmd.state.queries import GetStanding, ListClaims
+from swarmd.state.versions import BUILDS_SINCE
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +75,9 @@ async def settle_and_wake(cluster: Cluster, term: int) -> None:
 
 def _matters(event: object) -> bool:
     body = getattr(event, "body", None)
-    return isinstance(body, JobRetrying) or (isinstance(body, JobEnded) and body.dependents)
+    return isinstance(body, JobRetrying | JobBlocked) or (
+        isinstance(body, JobEnded) and body.dependents
+    )
 
 
 async def expire(cluster: Cluster, term: int, presence: Presence) -> None:
@@ -111,6 +116,9 @@ async def prune(cluster: Cluster, term: int, settings: UpkeepSettings) -> None:
         await _until_few(partial(cluster.propose, jobs, SYSTEM))
         await _until_few(partial(cluster.propose, events, SYSTEM))
         await _until_few(partial(_dropped, cluster, blobs))
+        if cluster.cluster_version() >= BUILDS_SINCE:
+            staged = DropStaged(now - STAGED_MS_MAX, _PER_ENTRY, term)
+            await _until_few(partial(cluster.propose, staged, SYSTEM))
         gone = ForgetGone(now - GONE_KEPT_MS, _PER_ENTRY, term)
         await _until_few(partial(cluster.propose, gone, SYSTEM))
         await trio.sleep(PRUNE_EVERY_S)

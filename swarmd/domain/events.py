@@ -60,6 +60,16 @@ class JobRetrying(Body, frozen=True):
     error: str = ""
 
 
+class JobBlocked(Body, frozen=True):
+    """It is not to be tried for a while, or not until somebody says so."""
+
+    job_id: JobId
+    attempt_id: AttemptId | None
+    why: str
+    not_before: int | None
+    error: str = ""
+
+
 class JobEnded(Body, frozen=True):
     job_id: JobId
     status: JobStatus
@@ -103,6 +113,40 @@ class TrustChanged(Body, frozen=True):
     what: str
 
 
+class BuilderChanged(Body, frozen=True):
+    """Something was decided, or found out, about a builder."""
+
+    node_id: NodeId
+    what: str
+    """joined, online, offline, paused, resumed, grounded, not grounded, typed"""
+    detail: str = ""
+
+
+class PackageBuilt(Body, frozen=True):
+    """A builder's try at a package came to an end that counts."""
+
+    job_id: JobId
+    node_id: NodeId
+    package: str
+    ok: bool
+    duration_ms: int
+    error: str = ""
+
+
+class BinPkgChanged(Body, frozen=True):
+    """A binary package is there to be installed, or no longer."""
+
+    path: str
+    package: str
+    there: bool
+
+
+class BuildsControlled(Body, frozen=True):
+    action: str
+    target: str
+    count: int
+
+
 EventBody = (
     JobSubmitted
     | JobReady
@@ -111,6 +155,7 @@ EventBody = (
     | AttemptStopped
     | JobRequeued
     | JobRetrying
+    | JobBlocked
     | JobEnded
     | JobsPruned
     | GroupCreated
@@ -119,6 +164,10 @@ EventBody = (
     | BlobsDropped
     | SettingChanged
     | TrustChanged
+    | BuilderChanged
+    | PackageBuilt
+    | BuildsControlled
+    | BinPkgChanged
 )
 
 

@@ -4,11 +4,12 @@ A command carries everything that its rule needs: ids made by the proposer, neve
 
 from __future__ import annotations
 
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import msgspec
 
 from swarmd.domain.actors import Actor
+from swarmd.domain.builds import Builder, Controlled, Outcome
 from swarmd.domain.groups import Group
 from swarmd.domain.jobs import (
     AttemptId,
@@ -21,20 +22,24 @@ from swarmd.domain.jobs import (
     Result,
 )
 from swarmd.domain.nodes import Node
-
-T = TypeVar("T")
-
-
-class Command(msgspec.Struct, Generic[T], frozen=True, tag=True, omit_defaults=True):
-    """T is what the rule answers."""
-
-
-class Refusal(msgspec.Struct, frozen=True):
-    """Why one element of a batch was refused, in its place; `code` is a SwarmError's."""
-
-    code: str
-    message: str
-    facts: dict[str, str] = {}
+from swarmd.state.build_commands import (
+    BuildEnd,
+    ControlBuilds,
+    DropStaged,
+    FinishBuild,
+    NoteBuilder,
+    NotePresence,
+    PutBuilder,
+    ReclaimBuilds,
+    RemoveBinPkg,
+    StagePackage,
+    StartBuild,
+    TakeBuilds,
+    TakeRevoked,
+)
+from swarmd.state.command import Command as Command
+from swarmd.state.command import Refusal as Refusal
+from swarmd.state.command import T as T
 
 
 class NewJob(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -97,6 +102,8 @@ class AttemptReport(msgspec.Struct, frozen=True, omit_defaults=True):
     status: AttemptStatus | None = None
     """How it ended: completed, failed, timeout, cancelled, revoked or lost."""
     result: Result | None = None
+    outcome: Outcome | None = None
+    """Of a package, where its status does not say it."""
 
 
 class ReportAttempts(Command[tuple[bool, ...]], frozen=True):
@@ -306,6 +313,18 @@ AnyCommand = (
     | PutToken
     | DropTokens
     | RaiseVersion
+    | PutBuilder
+    | NoteBuilder
+    | NotePresence
+    | TakeBuilds
+    | StartBuild
+    | FinishBuild
+    | ReclaimBuilds
+    | TakeRevoked
+    | ControlBuilds
+    | StagePackage
+    | DropStaged
+    | RemoveBinPkg
 )
 
 
@@ -373,18 +392,39 @@ ANSWERS: dict[type[Any], Any] = {
     PutToken: int,
     DropTokens: int,
     RaiseVersion: int,
+    PutBuilder: Builder,
+    NoteBuilder: Builder,
+    NotePresence: int,
+    TakeBuilds: tuple[Job, ...],
+    StartBuild: bool,
+    FinishBuild: BuildEnd,
+    ReclaimBuilds: int,
+    TakeRevoked: tuple[str, ...],
+    ControlBuilds: Controlled,
+    StagePackage: None,
+    DropStaged: int,
+    RemoveBinPkg: None,
 }
 """What each command answers, for an answer that has to be read back from the state."""
 
 ONE_BY_ONE: frozenset[type[Any]] = frozenset({SubmitJobs, CancelJobs})
 """Those that answer a job or a refusal for each of their elements."""
 
-VERSION = 2
+VERSION = 3
 """The newest version of the machine that this program can apply."""
 
-SINCE: dict[type[Any], int] = {**dict.fromkeys(ANSWERS, 1), LoseAttempts: 2, HoldAttempts: 2}
+_BUILDS: tuple[type[Any], ...] = (
+    PutBuilder, NoteBuilder, NotePresence, TakeBuilds, StartBuild, FinishBuild, ReclaimBuilds,
+    TakeRevoked, ControlBuilds, StagePackage, DropStaged, RemoveBinPkg,
+)  # fmt: skip
+SINCE: dict[type[Any], int] = {
+    **dict.fromkeys(ANSWERS, 1),
+    **dict.fromkeys(_BUILDS, 3),
+    LoseAttempts: 2,
+    HoldAttempts: 2,
+}
 """The version that brought each command: it is not proposed while an older one is in force."""
 
-FIELDS_SINCE: dict[type[Any], dict[str, int]] = {}
+FIELDS_SINCE: dict[type[Any], dict[str, int]] = {AttemptReport: {"outcome": 3}}
 """The same of fields that came later than the command, or what is in it: those that differ from
 their default are not proposed before. An older program would leave them out."""

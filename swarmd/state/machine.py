@@ -14,9 +14,20 @@ import msgspec
 
 from swarmd.domain.errors import Conflict, SwarmError
 from swarmd.domain.events import Event
+from swarmd.state import build_commands as b
 from swarmd.state import commands as c
 from swarmd.state.requests import Requests
-from swarmd.state.rules import attempts, jobs, leases, nodes, removal, trust
+from swarmd.state.rules import (
+    attempts,
+    binhost,
+    build_control,
+    builds,
+    jobs,
+    leases,
+    nodes,
+    removal,
+    trust,
+)
 from swarmd.state.tx import Tx
 from swarmd.state.versions import check_known
 
@@ -47,6 +58,18 @@ RULES: dict[type[Any], Callable[[Tx, Any], Any]] = {
     c.PutSetting: nodes.put_setting,
     c.PruneEvents: nodes.prune_events,
     c.RaiseVersion: nodes.raise_version,
+    b.PutBuilder: builds.put_builder,
+    b.NoteBuilder: builds.note_builder,
+    b.NotePresence: builds.note_presence,
+    b.TakeBuilds: builds.take,
+    b.StartBuild: builds.start_build,
+    b.FinishBuild: builds.finish,
+    b.ReclaimBuilds: builds.reclaim,
+    b.TakeRevoked: builds.take_revoked,
+    b.ControlBuilds: build_control.control,
+    b.StagePackage: binhost.stage,
+    b.DropStaged: binhost.drop_staged,
+    b.RemoveBinPkg: binhost.remove,
 }
 
 

@@ -4,15 +4,15 @@ A query is a value, so that a node without a replica can send it to one that has
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import msgspec
 from msgspec.structs import replace
 
 from swarmd.domain.actors import Actor
 from swarmd.domain.blobs import BlobInfo
+from swarmd.domain.builds import OUTSIDE
 from swarmd.domain.events import Event, EventBody
 from swarmd.domain.jobs import (
     Attempt,
@@ -25,7 +25,11 @@ from swarmd.domain.jobs import (
     NodeId,
 )
 from swarmd.domain.nodes import Node, NodeKind, Usage
+from swarmd.state.build_queries import BUILD_QUERIES
 from swarmd.state.pages import find_page
+from swarmd.state.query import Conn as Conn
+from swarmd.state.query import Query as Query
+from swarmd.state.query import T as T
 from swarmd.state.requests import find_outcomes, last_boot
 from swarmd.state.rows import (
     ATTEMPT,
@@ -45,14 +49,13 @@ from swarmd.state.rules.attempts import usage_of
 from swarmd.state.rules.nodes import decode_node
 from swarmd.state.rules.trust import AUTHORITY
 
-T = TypeVar("T")
-EXECUTORS = (EXECUTOR, EXECUTOR[:-1] + chr(ord("/") + 1))
-"""All ids of executors are from the first on and before the second."""
-Conn = sqlite3.Connection
+
+def _ids_from(mark: str) -> tuple[str, str]:
+    """All ids that begin with a mark are from the first on and before the second."""
+    return mark, mark[:-1] + chr(ord(mark[-1]) + 1)
 
 
-class Query(msgspec.Struct, Generic[T], frozen=True, tag=True, omit_defaults=True):
-    """T is the answer."""
+EXECUTORS = _ids_from(EXECUTOR)
 
 
 class FindJob(Query["Job | None"], frozen=True):
@@ -74,7 +77,9 @@ class ListJobs(Query["list[Job]"], frozen=True):
 
 
 class AnyReady(Query[bool], frozen=True):
-    """Whether any job at all is ready, of any kind."""
+    """Whether any job of a kind is ready at all."""
+
+    kind: JobKind = JobKind.BINARY
 
 
 class AheadOf(Query[int], frozen=True):
@@ -207,6 +212,17 @@ class ListEvents(Query["list[Event]"], frozen=True):
     limit: int = 500
 
 
+class ListLately(Query["list[Event]"], frozen=True):
+    """Events of some kinds, the newest first, not older than `since`, about one node or any; looked
+    for among the last `scan`."""
+
+    kinds: tuple[str, ...]
+    limit: int
+    scan: int
+    since: int = 0
+    about: str = ""
+
+
 class Standing(msgspec.Struct, frozen=True):
     applied: int
     event_seq: int
@@ -281,7 +297,8 @@ def _list_jobs(conn: Conn, query: ListJobs) -> list[Job]:
 
 
 def _any_ready(conn: Conn, query: AnyReady) -> bool:
-    return conn.execute("SELECT 1 FROM shapes WHERE ready > 0 LIMIT 1").fetchone() is not None
+    rows = conn.execute("SELECT key FROM shapes WHERE ready > 0")
+    return any(decode_shape(row[0]).kind is query.kind for row in rows)
 
 
 def _ahead_of(conn: Conn, query: AheadOf) -> int:
@@ -323,7 +340,10 @@ def _view_placement(conn: Conn, query: ViewPlacement) -> PlacementView:
     limit = min(query.limit, room + query.extra) if room else 0
     ready = conn.execute("SELECT id, key FROM shapes WHERE ready > 0") if limit else ()
     for shape_id, key in ready:
-        shapes[shape_id] = decode_shape(key)
+        shape = decode_shape(key)
+        if shape.kind is JobKind.PACKAGE:
+            continue  # builders come for them
+        shapes[shape_id] = shape
         rows = conn.execute(
             "SELECT id, seq, priority FROM jobs WHERE shape = ? AND ready = 1"
             " ORDER BY priority DESC, seq LIMIT ?",
@@ -363,8 +383,8 @@ def _find_hold(conn: Conn, query: FindHold) -> Hold | None:
 def _view_leases(conn: Conn, query: ViewLeases) -> LeasesView:
     busy = conn.execute(
         "SELECT DISTINCT node_id FROM attempts WHERE active = 1 AND NOT (node_id >= ?1 AND"
-        " node_id < ?2) ORDER BY node_id",
-        EXECUTORS,
+        " node_id < ?2) AND NOT (node_id >= ?3 AND node_id < ?4) ORDER BY node_id",
+        (*EXECUTORS, *_ids_from(OUTSIDE)),
     )
     holds = conn.execute("SELECT * FROM holds ORDER BY node_id")
     return LeasesView(tuple(row[0] for row in busy), tuple(Hold(*row) for row in holds))
@@ -435,15 +455,34 @@ def _list_events(conn: Conn, query: ListEvents) -> list[Event]:
     ]
 
 
+def _list_lately(conn: Conn, query: ListLately) -> list[Event]:
+    found: list[Event] = []
+    rows = conn.execute(
+        "SELECT seq, at, entry, actor, body FROM events ORDER BY seq DESC LIMIT ?", (query.scan,)
+    )
+    for row in rows:
+        if row[1] < query.since or len(found) >= query.limit:
+            break
+        body = _decode_body(row[4])
+        if type(body).__name__ not in query.kinds:
+            continue
+        if query.about and getattr(body, "node_id", None) != query.about:
+            continue
+        found.append(Event(row[0], row[1], row[2], _decode_actor(row[3]), body))
+    return found
+
+
 def _get_standing(conn: Conn, query: GetStanding) -> Standing:
     def first(sql: str) -> Any:
         row = conn.execute(sql).fetchone()
         return None if row is None else row[0]
 
+    delayed = first("SELECT min(not_before) FROM jobs WHERE waits = 'backoff'")
+    blocked = first("SELECT min(not_before) FROM jobs WHERE kind = 'package' AND waits = 'blocked'")
     return Standing(
         applied=first("SELECT value FROM meta WHERE key = 'applied'") or 0,
         event_seq=first("SELECT max(seq) FROM events") or 0,
-        delayed_until=first("SELECT min(not_before) FROM jobs WHERE waits = 'backoff'"),
+        delayed_until=min((at for at in (delayed, blocked) if at is not None), default=None),
         unsettled=first("SELECT 1 FROM settled LIMIT 1") is not None,
     )
 
@@ -469,6 +508,7 @@ QUERIES: dict[type[Any], Callable[[Conn, Any], Any]] = {
     GetSetting: _get_setting,
     FindBlob: _find_blob,
     ListEvents: _list_events,
+    ListLately: _list_lately,
     GetStanding: _get_standing,
     ListHolders: lambda conn, query: tuple(
         NodeId(row[0])
@@ -480,4 +520,5 @@ QUERIES: dict[type[Any], Callable[[Conn, Any], Any]] = {
     FindOutcomes: lambda conn, query: list(
         find_outcomes(conn, query.origin, query.boot, query.seqs)
     ),
+    **BUILD_QUERIES,
 }

@@ -121,6 +121,40 @@ CREATE TABLE wraps(node_id TEXT PRIMARY KEY, box BLOB NOT NULL) WITHOUT ROWID;
 CREATE TABLE tokens(hash BLOB PRIMARY KEY, ends_at INTEGER NOT NULL) WITHOUT ROWID;
 """
 
+_BUILDS = """
+CREATE TABLE builders(node_id TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE build_failures(
+    job_seq INTEGER NOT NULL, node_id TEXT NOT NULL, PRIMARY KEY(job_seq, node_id))
+    WITHOUT ROWID;
+CREATE TABLE revoked(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, node_id TEXT NOT NULL, package TEXT NOT NULL);
+CREATE INDEX revoked_node ON revoked(node_id, id);
+CREATE TABLE builds(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, job_id TEXT NOT NULL, package TEXT NOT NULL,
+    node_id TEXT NOT NULL, node_name TEXT NOT NULL, ok INTEGER NOT NULL,
+    duration_ms INTEGER NOT NULL, error TEXT, session_id TEXT, at INTEGER NOT NULL);
+CREATE INDEX builds_node ON builds(node_name, id);
+CREATE INDEX builds_ok ON builds(ok, id);
+CREATE TABLE build_sessions(n INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE);
+CREATE TABLE staged(
+    node_id TEXT NOT NULL, file TEXT NOT NULL, cpv TEXT NOT NULL, body BLOB NOT NULL,
+    at INTEGER NOT NULL, PRIMARY KEY(node_id, file)) WITHOUT ROWID;
+CREATE INDEX staged_cpv ON staged(cpv, node_id, file);
+CREATE INDEX staged_at ON staged(at, node_id, file);
+CREATE TABLE binpkgs(
+    path TEXT PRIMARY KEY, cpv TEXT NOT NULL, body BLOB NOT NULL, job_id TEXT NOT NULL,
+    node_id TEXT NOT NULL, at INTEGER NOT NULL) WITHOUT ROWID;
+CREATE INDEX binpkgs_cpv ON binpkgs(cpv);
+CREATE TABLE blob_pins(
+    owner TEXT NOT NULL, sha256 TEXT NOT NULL, PRIMARY KEY(owner, sha256)) WITHOUT ROWID;
+CREATE INDEX blob_pins_sha ON blob_pins(sha256);
+CREATE TABLE build_times(key TEXT PRIMARY KEY, n INTEGER NOT NULL, total_ms INTEGER NOT NULL)
+    WITHOUT ROWID;
+CREATE INDEX jobs_packages_ready ON jobs(priority DESC, seq) WHERE kind = 'package' AND ready = 1;
+CREATE INDEX jobs_packages_waiting ON jobs(waits, not_before, seq)
+    WHERE kind = 'package' AND waits IS NOT NULL;
+"""
+
 MIGRATIONS: tuple[tuple[str, int, str], ...] = (
     ("first", 1, _FIRST),
     ("requests", 1, _REQUESTS),
@@ -128,6 +162,7 @@ MIGRATIONS: tuple[tuple[str, int, str], ...] = (
     ("gone", 1, _GONE),
     ("holds", 1, _HOLDS),
     ("trust", 1, _TRUST),
+    ("builds", 3, _BUILDS),
 )
 """Each with its name and the version that it comes with."""
 

@@ -5,16 +5,20 @@ know, and be no replica any more."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from sqlite3 import Connection, Cursor
 from typing import Any
 
 import msgspec
+import msgspec.inspect
 
 from swarmd.domain.errors import Unavailable
 from swarmd.state.commands import FIELDS_SINCE, SINCE, VERSION, Command
 
 VERSION_KEY = "cluster_version"
+BUILDS_SINCE = 3
+"""What is there of builds came with it, their tables too."""
 FIRST = 1
 """In force until the first is raised."""
 
@@ -51,7 +55,32 @@ def in_force_in(conn: Connection) -> int:
 def needs(command: Command[Any]) -> int:
     """The version from which on it may be proposed: for its kind, and for the fields it uses."""
     needed = SINCE[type(command)]
-    return max(needed, _fields_need(command)) if FIELDS_SINCE else needed
+    newer = not _parts_of(type(command)).isdisjoint(FIELDS_SINCE)
+    return max(needed, _fields_need(command)) if newer else needed
+
+
+@functools.cache
+def _parts_of(kind: type) -> frozenset[type]:
+    """What a command of this kind may be made of: most kinds have nothing that came later, and of
+    these there are many."""
+    return frozenset(_structs_in(msgspec.inspect.type_info(kind), set()))
+
+
+def _structs_in(info: object, seen: set[type]) -> set[type]:
+    """All structs that a value of a type may hold."""
+    if isinstance(info, msgspec.inspect.StructType):
+        if info.cls in seen:
+            return seen
+        seen.add(info.cls)
+        for field in info.fields:
+            _structs_in(field.type, seen)
+        return seen
+    parts = [getattr(info, name, ()) for name in ("types", "item_types")]
+    inner = [getattr(info, name, None) for name in ("item_type", "key_type", "value_type")]
+    for part in (*(each for group in parts for each in group), *inner):
+        if part is not None:
+            _structs_in(part, seen)
+    return seen
 
 
 def _fields_need(value: object) -> int:

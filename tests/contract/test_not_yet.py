@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
+from api.buildswarm import binhost
+from api.buildswarm import routes as buildswarm_routes
+from api.buildswarm.binhost import BinHost
+from api.common.surface import HotRoute
 from api.jobqueue.routes import ROUTES
 from swarmd.config import Config
-from tests.contract import jobqueue
+from tests.contract import buildswarm, jobqueue
 from tests.contract.not_yet import NOT_YET
 from tests.contract.table import Operation
 from tests.daemon import SURFACES, Daemon, running_daemon
 from tests.parts import endpoints_file, need
 
-TABLES: tuple[tuple[Operation, ...], ...] = (jobqueue.OPERATIONS,)
+TABLES: tuple[tuple[Operation, ...], ...] = (jobqueue.OPERATIONS, buildswarm.OPERATIONS)
 SERVED = [operation for table in TABLES for operation in table]
 UNDOCUMENTED_PORTS = {8470}
 """The console's own: its operations are nobody's contract."""
@@ -46,6 +51,24 @@ def test_every_route_of_the_job_queue_is_in_its_table() -> None:
     routes = {(route.method, jobqueue.PORT, route.template) for route in ROUTES}
     table = {operation.key for operation in jobqueue.OPERATIONS if operation.method != "WS"}
     assert routes == table
+
+
+def test_every_route_of_the_build_swarm_is_in_its_table() -> None:
+    """A package lies under its name, or beside it where there is one instance alone."""
+    table = {operation.key for operation in buildswarm.OPERATIONS}
+    routes = {(route.method, buildswarm.PORT, route.template) for route in _hot_routes()}
+    either = {
+        ("GET", "/binhost/{category}/{file}"),
+        ("PUT", "/binhost/staging/{category}/{name}/{file}"),
+    }
+    assert table | {(method, buildswarm.PORT, path) for method, path in either} == routes
+
+
+def _hot_routes() -> tuple[HotRoute, ...]:
+    return (
+        *buildswarm_routes.hot_routes(cast(Any, None), buildswarm_routes.ROUTES),
+        *binhost.hot_routes(BinHost(cast(Any, None), cast(Any, None), Path(), 1)),
+    )
 
 
 def test_every_surface_has_a_table() -> None:

@@ -14,6 +14,8 @@ import msgspec
 import pytest
 
 from swarmd.domain.actors import Actor
+from swarmd.domain.binpkgs import BinPkg
+from swarmd.domain.builds import Control, HostSort, Outcome
 from swarmd.domain.groups import Group, GroupKind
 from swarmd.domain.jobs import (
     AttemptId,
@@ -23,6 +25,7 @@ from swarmd.domain.jobs import (
     GroupId,
     Installed,
     JobId,
+    JobKind,
     JobSpec,
     NodeId,
     Output,
@@ -30,6 +33,7 @@ from swarmd.domain.jobs import (
     Result,
 )
 from swarmd.domain.nodes import AdminState, Capacity, Node, NodeKind, Taint, TaintEffect
+from swarmd.state import build_commands as b
 from swarmd.state import commands as c
 from swarmd.state.machine import RULES, Machine, dump_hash
 from tests.unit.test_state_jobs import State
@@ -52,8 +56,9 @@ class Story:
         self.boots = dict.fromkeys((11, 12, 13), 1)
 
     def entries(self, count: int) -> list[c.Entry]:
-        found: list[c.Entry] = []
         index = term = 1
+        first = c.RaiseVersion(c.VERSION, term)
+        found = [c.Entry(index, term, self.at, Actor("system", "control"), first)]
         while len(found) < count:
             index += 1
             if self.rng.random() < 0.02:
@@ -180,7 +185,7 @@ class Story:
                 node_id, rng.choice((node_id, node_id, "taken")), kind=rng.choice([*NodeKind]),
                 capacity=Capacity(rng.randint(0, 3)), labels=self.labels(),
                 taints=rng.choice(((), (), (Taint("k", TaintEffect.NO_SCHEDULE),))),
-                admin=rng.choice([*AdminState]),
+                admin=rng.choice([*AdminState]), machine_version=c.VERSION,
             )
         )  # fmt: skip
 
@@ -190,7 +195,7 @@ class Story:
 
     def put_passing(self, term: int) -> c.PutNode:
         node_id = self.passing()
-        return c.PutNode(Node(node_id, node_id, capacity=Capacity(2)))
+        return c.PutNode(Node(node_id, node_id, capacity=Capacity(2), machine_version=c.VERSION))
 
     def remove_node(self, term: int) -> c.RemoveNode:
         return c.RemoveNode(self.passing(), self.rng.randint(1, 9), self.rng.randint(1, 3))
@@ -227,6 +232,81 @@ class Story:
     def raise_version(self, term: int) -> c.RaiseVersion:
         return c.RaiseVersion(1, term)
 
+    # Packages
+
+    def package(self) -> str:
+        return f"app-misc/p-{self.rng.randint(1, 12)}"
+
+    def builder(self) -> NodeId:
+        return NodeId(self.rng.choice(("n1", "n2", "d1", "d2", "d3", "sweeper-1")))
+
+    def queue(self, term: int) -> c.SubmitJobs:
+        new = []
+        for _ in range(self.rng.randint(1, 3)):
+            self.jobs += 1
+            package = self.package()
+            spec = JobSpec(
+                package, Installed("emerge"), kind=JobKind.PACKAGE,
+                labels={"package": package.rpartition("-")[0]},
+                depends_on=tuple(self.job() for _ in range(self.rng.choice((0, 0, 0, 1)))),
+            )  # fmt: skip
+            new.append(c.NewJob(JobId(f"j{self.jobs}"), spec))
+        return c.SubmitJobs(tuple(new), self.rng.choice((None, GroupId("g2"))))
+
+    def put_builder(self, term: int) -> b.PutBuilder:
+        node_id, node = self.builder(), None
+        if not node_id.startswith("n"):
+            node = Node(node_id, node_id, NodeKind.DRONE, labels=self.labels())
+        return b.PutBuilder(node_id, self.rng.random() < 0.8, self.rng.choice(("", "today")), node)
+
+    def note_builder(self, term: int) -> b.NoteBuilder:
+        paused = self.rng.choice((None, None, False, False, True))
+        return b.NoteBuilder(self.builder(), paused, self.rng.choice((None, *HostSort)))
+
+    def note_presence(self, term: int) -> b.NotePresence:
+        return b.NotePresence((self.builder(), self.builder()), (self.builder(),), term)
+
+    def take(self, term: int) -> b.TakeBuilds:
+        return b.TakeBuilds(self.builder(), self.rng.choice((1, 4, 16)), "10.0.0.9")
+
+    def start(self, term: int) -> b.StartBuild:
+        return b.StartBuild(self.builder(), self.package())
+
+    def finish_build(self, term: int) -> b.FinishBuild:
+        return b.FinishBuild(
+            self.builder(), self.package(),
+            self.rng.choice((*Outcome, Outcome.FAILED, Outcome.FAILED)),
+            self.rng.choice((None, 5, 70_000)), self.rng.choice((Result(), self.result())),
+        )  # fmt: skip
+
+    def reclaim(self, term: int) -> b.ReclaimBuilds:
+        attempts = tuple(AttemptId(n) for n in range(1, self.jobs) if self.rng.random() < 0.1)
+        return b.ReclaimBuilds(attempts, "silent", self.rng.random() < 0.5, term)
+
+    def take_revoked(self, term: int) -> b.TakeRevoked:
+        return b.TakeRevoked(self.builder(), self.rng.choice((1, 100)))
+
+    def stage(self, term: int) -> b.StagePackage:
+        category, _, file = self.package().partition("/")
+        name, _, version = file.rpartition("-")
+        sha = self.rng.choice("abc") * 64
+        size_bytes = self.rng.choice((100, 5000))
+        pkg = BinPkg(category, name, version, "gpkg", sha, size_bytes, "0" * 32, "0" * 40)
+        owner = self.rng.choice((self.builder(), "", ""))
+        return b.StagePackage(owner, self.rng.choice("fgh"), pkg)
+
+    def drop_staged(self, term: int) -> b.DropStaged:
+        return b.DropStaged(self.at - 100_000, 3, term)
+
+    def remove_binpkg(self, term: int) -> b.RemoveBinPkg:
+        name, _, version = self.package().rpartition("-")
+        return b.RemoveBinPkg(f"{name}/{name.partition('/')[2]}-{version}-1.gpkg.tar")
+
+    def control(self, term: int) -> b.ControlBuilds:
+        actions = [*Control, Control.RESUME, Control.RESUME, Control.RESUME]
+        target = self.rng.choice((None, None, self.package(), self.builder()))
+        return b.ControlBuilds(self.rng.choice(actions), self.rng.choice((1, 3, 100)), target)
+
 
 MAKERS = [
     Story.submit, Story.submit, Story.submit, Story.create_group, Story.cancel, Story.claim,
@@ -237,6 +317,9 @@ MAKERS = [
     Story.found_trust, Story.put_secret, Story.put_wraps, Story.put_token, Story.drop_tokens,
     Story.add_blob, Story.drop_blobs, Story.put_setting,
     Story.raise_version,
+    Story.queue, Story.queue, Story.put_builder, Story.note_builder, Story.note_presence,
+    *[Story.take] * 3, Story.start, *[Story.finish_build] * 4, Story.reclaim, Story.take_revoked,
+    Story.control, *[Story.stage] * 5, Story.drop_staged, Story.remove_binpkg,
 ]  # fmt: skip
 
 
@@ -267,7 +350,7 @@ def test_the_story_tells_of_every_command_and_most_of_them_do_something() -> Non
         (applied,) = state.machine.apply([entry])
         if applied.events or applied.value:
             done.add(type(entry.command))
-    assert {*RULES} - done <= {c.RaiseVersion, c.AddBlob}
+    assert {*RULES} - done <= {c.RaiseVersion, c.AddBlob, b.StagePackage}
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -9,24 +9,33 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 
 import pytest
 from msgspec.structs import replace
 
+from swarmd.domain.binpkgs import BinPkg, path_of, placed
+from swarmd.domain.builds import Control, Outcome
+from swarmd.domain.errors import Conflict
 from swarmd.domain.groups import Group, GroupKind
 from swarmd.domain.jobs import (
     AttemptId,
     AttemptStatus,
     Fetch,
     GroupId,
+    Installed,
     JobFilter,
     JobId,
     JobKind,
+    JobSpec,
     JobStatus,
     NodeId,
     Output,
     Result,
 )
+from swarmd.domain.nodes import Node, NodeKind
+from swarmd.state import build_commands as b
+from swarmd.state import build_queries as bq
 from swarmd.state import commands as c
 from swarmd.state import queries as q
 from swarmd.state.machine import RULES
@@ -34,7 +43,7 @@ from tests.unit.test_state_jobs import HOUR_MS, SHA, State
 
 SMALL = {
     "meta", "settings", "nodes", "holds", "counts", "totals", "spans", "sessions", "outcomes",
-    "secrets", "tokens", "wraps", "gone",
+    "secrets", "tokens", "wraps", "gone", "builders",
 }  # fmt: skip
 """Tables that do not grow with the queue, or hardly: they may be read whole."""
 BOUNDED = (
@@ -42,16 +51,35 @@ BOUNDED = (
     "SELECT 1 FROM settled LIMIT",
     "SELECT count(*) FROM (SELECT 1 FROM settled LIMIT",
     "SELECT seq, completed FROM settled ORDER BY seq LIMIT 1",
+    "SELECT seq, at, entry, actor, body FROM events ORDER BY seq DESC LIMIT",
     "SELECT seq, hash FROM events ORDER BY seq DESC LIMIT 1",
     # The groups of the hundred jobs that one entry forgets.
     "SELECT DISTINCT group_id FROM jobs WHERE group_id IS NOT NULL AND seq IN (",
     # What executors hold at present is sorted; the queue is not.
     "SELECT a.id, j.id, j.type, a.node_id, a.started_at, a.deadline_at FROM attempts a",
+    # What builders hold at present is sorted, or what keeps them from a package: an index has it.
+    "SELECT a.id FROM attempts a JOIN jobs j ON j.seq = a.job_seq",
+    "SELECT a.node_id, a.id, j.id, j.type, j.group_id, a.assigned_at, a.started_at FROM attempts a",
+    "SELECT seq FROM jobs WHERE kind = 'package' AND waits IN (",
+    # The jobs of one package.
+    "SELECT seq FROM jobs WHERE kind = 'package' AND type = ",
+    "SELECT status FROM jobs WHERE kind = 'package' AND type = ",
+    # The index has all of them.
+    "SELECT body FROM binpkgs ORDER BY path",
+    # One end of a table, in its own order.
+    "SELECT id FROM builds ORDER BY id LIMIT",
+    "SELECT id, job_id, package, node_id, node_name, ok, duration_ms, error, session_id, at FROM"
+    " builds ORDER BY id DESC LIMIT",
+    "SELECT count(*) FROM (SELECT 1 FROM builds LIMIT",
+    "SELECT g.body FROM build_sessions s",
     # What is held at present is walked through, in an index that has nothing else.
     "SELECT DISTINCT node_id FROM attempts WHERE active = 1",
 )
 # The rows of a statement that inserts several are no table.
 _TABLE = re.compile(r"\b(SCAN|SEARCH) (?!(?:\d+ )?CONSTANT ROWS?)(\w+)")
+
+
+_PARTIAL = re.compile(r"USING (?:COVERING )?INDEX (?:shapes_ready|jobs_packages_ready)")
 
 
 @pytest.fixture
@@ -87,7 +115,7 @@ def faults_of(state: State, statement: str) -> Iterator[str]:
         found = _TABLE.search(line)
         scans = found is not None and found[1] == "SCAN" and found[2] not in SMALL
         # A partial index holds the few rows of its condition; it may be walked from end to end.
-        partial = "USING INDEX shapes_ready" in line or "USING COVERING INDEX shapes_ready" in line
+        partial = _PARTIAL.search(line)
         sorts = "TEMP B-TREE" in line and not tables <= SMALL
         if ((scans and not partial) or sorts) and not statement.startswith(BOUNDED):
             yield f"{line}: {statement}"
@@ -164,7 +192,59 @@ def live(state: State) -> list[object]:
     state.apply(c.ForgetGone(state.now + 1, 10, 1))
     state.node(slots=8)
     state.assign("assigned")
+    build(state)
     return applied
+
+
+def build(state: State) -> None:
+    """Packages, and all that may befall them."""
+    one, two = NodeId("builder/one"), NodeId("builder/sweeper-two")
+    state.apply(c.RaiseVersion(c.VERSION, 1))
+    state.apply(c.CreateGroup(Group(GroupId("s"), GroupKind.SESSION)))
+    names = [f"a/p-{n}" for n in range(9)]
+    new = tuple(
+        c.NewJob(JobId(name), JobSpec(name, Installed("emerge"), kind=JobKind.PACKAGE))
+        for name in names
+    )
+    state.apply(c.SubmitJobs(new, GroupId("s")))
+    for node_id in (one, two):
+        node = Node(node_id, node_id.removeprefix("builder/"), NodeKind.DRONE)
+        state.apply(b.PutBuilder(node_id, node=node))
+    state.apply(b.NoteBuilder(one, paused=False))
+    state.apply(b.NotePresence((one,), (two,), 1))
+    for outcome in Outcome:
+        (job,) = state.apply(b.TakeBuilds(one, 1))
+        state.apply(b.StartBuild(one, job.spec.type))
+        state.apply(b.FinishBuild(one, job.spec.type, outcome, 1000))
+    (job,) = state.apply(b.TakeBuilds(one, 1))
+    category, _, file = job.spec.type.partition("/")
+    pkg = BinPkg(category, *file.rsplit("-", 1), "gpkg", SHA, 2000, "0" * 32, "0" * 40)
+    for name in ("f", "g"):
+        state.apply(b.StagePackage(one, name, pkg))
+    state.apply(b.FinishBuild(one, job.spec.type, Outcome.BUILT))
+    state.apply(b.RemoveBinPkg(path_of(placed(pkg, ()))))
+    state.apply(b.StagePackage("", "f", pkg))
+    state.apply(b.DropStaged(state.now + 1, 10, 1))
+    state.apply(b.ControlBuilds(Control.BLOCK, 10, names[-1]))
+    state.apply(b.TakeBuilds(two, 1))
+    for lost in (False, True):
+        (job,) = state.apply(b.TakeBuilds(one, 1))
+        attempt = state.job(job.id).attempt_id
+        assert attempt is not None
+        state.apply(b.ReclaimBuilds((attempt,), "silent", lost, 1))
+    state.apply(b.TakeRevoked(one, 1))
+    for action in Control:
+        targets = (None, names[-2]) if action is not Control.BLOCK else (names[-2],)
+        if action in (Control.RECLAIM, Control.REBALANCE, Control.UNGROUND):
+            targets = (None, "one")
+        for target in targets:
+            state.apply(b.TakeBuilds(one, 8))
+            with suppress(Conflict):
+                state.apply(b.ControlBuilds(action, 10, target))
+    state.now += HOUR_MS
+    state.apply(c.WakeJobs(10, 1))
+    state.apply(c.CancelJobs((JobId(names[0]), JobId(names[1]))))
+    state.apply(c.PruneJobs(state.now + 1, 100, 1))
 
 
 def ask_everything(state: State) -> list[object]:
@@ -182,10 +262,17 @@ def ask_everything(state: State) -> list[object]:
         q.FindJob("left"), q.FindJobs(("left", "gone")), q.AnyReady(), q.AheadOf("left"),
         q.CountJobs(JobKind.BINARY), q.ListTotals(JobKind.BINARY), q.ViewPlacement(8, 200),
         q.ListDuties("n1"), q.ListDuties("n1", (AttemptId(1), AttemptId(2))), q.ListClaims(),
+        q.ListLately(("PackageBuilt",), 10, 100),
         q.ListNodes(), q.GetTrust(), q.CompletedBy(), q.UsageOf("n1"), q.GetSetting("a"),
         q.FindBlob(SHA), q.ListEvents(0), q.GetStanding(), q.FindOutcomes(1, 1, (1, 2)),
         q.LastBoot(1),
         q.ListHolders(SHA), q.ViewLeases(), q.FindHold("n1"), q.ListMemberIds(),
+        bq.CountBuilds(), bq.FindBuilder("builder/one"), bq.FindBuilder("", "one"),
+        bq.ListBuilders(), bq.AnythingFor("builder/one", 0, 8),
+        bq.AnythingFor("builder/sweeper-two", 0, 8), bq.ListHeldBuilds(),
+        *(bq.ListBuilds(bq.BuildFilter(ok, name)) for ok in (None, True) for name in (None, "x")),
+        bq.ViewBinHost(), bq.FindBinPkg("a"), bq.BinHostAt(),
+        bq.BuildTimes(("a/p",)), bq.ListSessions(10), bq.FindQueued(("a/p-1", "a/p-8")),
     )  # fmt: skip
     asked: list[object] = [*map(q.ListJobs, filters), *one]
     for query in asked:

@@ -4,23 +4,17 @@ A job is held by at most one attempt. A report counts only while its attempt hol
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-
-from msgspec.structs import replace
-
+from swarmd.domain.builds import Outcome
 from swarmd.domain.errors import Conflict
 from swarmd.domain.events import (
     JobAssigned,
-    JobRequeued,
     JobRetrying,
     JobStarted,
 )
 from swarmd.domain.jobs import (
-    RECOVERIES_MAX,
-    AttemptId,
     AttemptStatus,
     Job,
-    JobSpec,
+    JobKind,
     JobStatus,
     NodeId,
     Result,
@@ -37,17 +31,23 @@ from swarmd.state.commands import (
 )
 from swarmd.state.rows import (
     EXECUTOR,
-    FROM,
-    JOB,
     Execute,
     Shape,
     decode_shape,
-    decode_spec,
-    job_of,
-    load_attempts,
-    load_result,
 )
+from swarmd.state.rules import builds
 from swarmd.state.rules.jobs import Held, end_job, held, held_by_seq, put_result, stop_attempt
+from swarmd.state.rules.moves import (
+    credit,
+    end_attempt,
+    give,
+    recover,
+    requeue,
+    spec_of,
+    start,
+    still_held,
+    whole,
+)
 from swarmd.state.rules.nodes import find_node, save_node
 from swarmd.state.rules.spans import Tally, count_move
 from swarmd.state.tx import Tx
@@ -97,7 +97,7 @@ def assign(tx: Tx, command: AssignJobs) -> int:
         if len(one.devices) != need.gpus or used.devices & set(one.devices):
             continue
         nodes[one.node_id] = (node, used.plus(need, one.devices))
-        attempt_id = _hold(tx, job, one.node_id, False, "", AttemptStatus.ASSIGNED, one.devices)
+        attempt_id = give(tx, job, one.node_id, False, "", AttemptStatus.ASSIGNED, one.devices)
         tx.emit(JobAssigned(job.id, attempt_id, one.node_id))
         given += 1
     tally.write(tx)
@@ -107,32 +107,6 @@ def assign(tx: Tx, command: AssignJobs) -> int:
 def load_shape(execute: Execute, shape_id: int) -> Shape:
     row = execute("SELECT key FROM shapes WHERE id = ?", (shape_id,)).fetchone()
     return decode_shape(row[0])
-
-
-def _hold(
-    tx: Tx, job: Held, holder: str, external: bool, address: str, status: AttemptStatus,
-    devices: tuple[str, ...] = (), deadline_at: int | None = None,
-) -> AttemptId:  # fmt: skip
-    """A new attempt takes the ready job."""
-    running = status is AttemptStatus.RUNNING
-    to = JobStatus.RUNNING if running else JobStatus.ASSIGNED
-    check_move(job.id, job.status, to)
-    made = tx.execute(
-        "INSERT INTO attempts(job_seq, node_id, external, address, status, active, shape,"
-        " assigned_at, started_at, deadline_at, devices) VALUES (?,?,?,?,?,1,?,?,?,?,?)",
-        (job.seq, holder, int(external), address, status.value, job.shape, tx.at,
-         tx.at if running else None, deadline_at, " ".join(devices)),
-    ).lastrowid  # fmt: skip
-    assert made is not None
-    started = tx.at if running else None
-    tx.execute(
-        "UPDATE jobs SET status=?, ready=0, attempt_id=?, node_id=?, started_at=?, revision=?"
-        " WHERE seq=?",
-        (to.value, made, holder, started, tx.revision, job.seq),
-    )
-    tx.ready(job.shape, -1)
-    count_move(tx, job, to)
-    return AttemptId(made)
 
 
 def claim(tx: Tx, command: ClaimJob) -> Job | None:
@@ -160,14 +134,14 @@ def claim(tx: Tx, command: ClaimJob) -> Job | None:
         return None
     job = held_by_seq(tx, best[1])
     assert job is not None
-    spec = _spec(tx, job.seq)
+    spec = spec_of(tx, job.seq)
     deadline = None if spec.timeout_s is None else tx.at + int(spec.timeout_s * 1000)
     save_node(tx, executor)
-    attempt_id = _hold(tx, job, executor.id, True, command.address, AttemptStatus.RUNNING,
+    attempt_id = give(tx, job, executor.id, True, command.address, AttemptStatus.RUNNING,
                        deadline_at=deadline)  # fmt: skip
     tx.emit(JobAssigned(job.id, attempt_id, executor.id, external=True))
     tx.emit(JobStarted(job.id, attempt_id, executor.id))
-    return _whole(tx, job.seq)
+    return whole(tx, job.seq)
 
 
 def claimable(executor: Node, shape: Shape) -> bool:
@@ -175,16 +149,6 @@ def claimable(executor: Node, shape: Shape) -> bool:
     if shape.installed or shape.resources.gpus:
         return False
     return all(satisfies(executor, c) for c in shape.constraints)
-
-
-def _spec(tx: Tx, seq: int) -> JobSpec:
-    return decode_spec(tx.execute("SELECT spec FROM job_specs WHERE seq=?", (seq,)).fetchone()[0])
-
-
-def _whole(tx: Tx, seq: int) -> Job:
-    job = job_of(tx.execute(f"SELECT {JOB}{FROM}WHERE j.seq = ?", (seq,)).fetchone())
-    attempts = load_attempts(tx.execute, seq, job.id)
-    return replace(job, result=load_result(tx.execute, seq), attempts=attempts)
 
 
 def report(tx: Tx, command: ReportAttempts) -> tuple[bool, ...]:
@@ -209,11 +173,10 @@ def _report_one(tx: Tx, node_id: NodeId, one: AttemptReport, tally: Tally) -> bo
     started = known_start
     if started is None and one.started_age_ms is not None:
         started = tx.at - max(0, one.started_age_ms)
-    if one.status is None:
+    if one.status not in TERMINAL:
         if standing == AttemptStatus.ASSIGNED.value:
-            _start(tx, job, one.attempt_id, node_id, started or tx.at)
+            start(tx, job, one.attempt_id, node_id, started or tx.at)
         return True
-    assert one.status in TERMINAL
     ended = tx.at - max(0, one.ended_age_ms or 0)
     if started is not None:
         ended = max(ended, started)
@@ -221,14 +184,17 @@ def _report_one(tx: Tx, node_id: NodeId, one: AttemptReport, tally: Tally) -> bo
         tx.emit(JobStarted(job.id, one.attempt_id, node_id))
     job.started_at = started
     result = one.result or Result()
-    _end_attempt(tx, one.attempt_id, one.status, started, ended, result)
+    end_attempt(tx, one.attempt_id, one.status, started, ended, result)
+    if job.kind == JobKind.PACKAGE and (outcome := _outcome(one)) is not None:
+        builds.settle(tx, job, outcome, ended - (started or ended), result)
+        return True
     if one.status is AttemptStatus.COMPLETED:
-        _credit(tx, node_id)
+        credit(tx, node_id)
         end_job(tx, job, JobStatus.COMPLETED, result=result, started_at=started, ended_at=ended)
     elif one.status is AttemptStatus.CANCELLED:
         end_job(tx, job, JobStatus.CANCELLED, error=result.error, result=result, ended_at=ended)
     elif one.status is AttemptStatus.REVOKED:
-        _requeue(tx, job, "revoked")
+        requeue(tx, job, "revoked")
     elif one.status is AttemptStatus.LOST:
         recover(tx, job, result.error or "the node lost it", result)
     else:
@@ -236,62 +202,19 @@ def _report_one(tx: Tx, node_id: NodeId, one: AttemptReport, tally: Tally) -> bo
     return True
 
 
-def _start(tx: Tx, job: Held, attempt_id: AttemptId, node_id: NodeId, started: int) -> None:
-    check_move(job.id, job.status, JobStatus.RUNNING)
-    tx.execute(
-        "UPDATE attempts SET status='running', started_at=? WHERE id=?", (started, attempt_id)
-    )
-    tx.execute(
-        "UPDATE jobs SET status='running', started_at=?, revision=? WHERE seq=?",
-        (started, tx.revision, job.seq),
-    )
-    count_move(tx, job, JobStatus.RUNNING)
-    tx.emit(JobStarted(job.id, attempt_id, node_id))
-
-
-def _end_attempt(
-    tx: Tx, attempt_id: AttemptId, status: AttemptStatus, started: int | None, ended: int,
-    result: Result,
-) -> None:  # fmt: skip
-    tx.execute(
-        "UPDATE attempts SET status=?, active=0, started_at=?, ended_at=?, exit_code=?, error=?"
-        " WHERE id=?",
-        (status.value, started, ended, result.exit_code, result.error, attempt_id),
-    )
-
-
-def _credit(tx: Tx, node_id: str) -> None:
-    tx.execute("UPDATE nodes SET completed = completed + 1 WHERE id = ?", (node_id,))
-
-
-def _requeue(tx: Tx, job: Held, reason: str) -> None:
-    """Back to its place in the queue: the order is by submission, which does not change."""
-    assert job.attempt_id is not None
-    check_move(job.id, job.status, JobStatus.PENDING)
-    tx.execute(
-        "UPDATE jobs SET status='pending', ready=1, started_at=NULL, node_id=NULL, revision=?,"
-        " recoveries=? WHERE seq=?",
-        (tx.revision, job.recoveries, job.seq),
-    )
-    tx.ready(job.shape, 1)
-    count_move(tx, job, JobStatus.PENDING)
-    tx.emit(JobRequeued(job.id, job.attempt_id, reason))
-
-
-def recover(tx: Tx, job: Held, reason: str, result: Result | None = None) -> None:
-    """The holder is gone, the job is not: queue it again, but not for ever."""
-    job.recoveries += 1
-    if job.recoveries < RECOVERIES_MAX:
-        _requeue(tx, job, reason)
-        return
-    tx.execute("UPDATE jobs SET recoveries=? WHERE seq=?", (job.recoveries, job.seq))
-    error = f"given up after {job.recoveries} recoveries (dead letter); the last: {reason}"
-    end_job(tx, job, JobStatus.FAILED, error=error, result=result, dead=True)
+def _outcome(one: AttemptReport) -> Outcome | None:
+    """What the end of a package's attempt says of the package; None: nothing."""
+    if one.status in (AttemptStatus.CANCELLED, AttemptStatus.LOST):
+        return None
+    if one.status is AttemptStatus.REVOKED:
+        return Outcome.RETURNED
+    built = one.status is AttemptStatus.COMPLETED
+    return one.outcome or (Outcome.BUILT if built else Outcome.FAILED)
 
 
 def _fail(tx: Tx, job: Held, result: Result, ended: int) -> None:
     """Fail for good, or wait and try again when the job has retries left."""
-    retries = _spec(tx, job.seq).max_retries
+    retries = spec_of(tx, job.seq).max_retries
     failures = job.failures + 1
     tx.execute("UPDATE jobs SET failures=? WHERE seq=?", (failures, job.seq))
     error = result.error or f"exit code {result.exit_code}"
@@ -321,13 +244,13 @@ def finish_claim(tx: Tx, command: FinishClaim) -> Job:
                        executor_id=command.executor)  # fmt: skip
     assert job.attempt_id is not None
     status = AttemptStatus.COMPLETED if command.ok else AttemptStatus.FAILED
-    _end_attempt(tx, job.attempt_id, status, job.started_at, tx.at, command.result)
+    end_attempt(tx, job.attempt_id, status, job.started_at, tx.at, command.result)
     if command.ok:
-        _credit(tx, job.node_id)
+        credit(tx, job.node_id)
         end_job(tx, job, JobStatus.COMPLETED, result=command.result)
     else:
         _fail(tx, job, command.result, tx.at)
-    return _whole(tx, job.seq)
+    return whole(tx, job.seq)
 
 
 def expire(tx: Tx, command: ExpireAttempts) -> int:
@@ -341,17 +264,3 @@ def expire(tx: Tx, command: ExpireAttempts) -> int:
         _fail(tx, job, Result(error="timed out"), tx.at)
         done += 1
     return done
-
-
-def still_held(
-    tx: Tx, attempt_ids: Iterable[AttemptId], tally: Tally | None = None
-) -> Iterator[Held]:
-    """The jobs of those attempts that have not ended by when it comes to them."""
-    for attempt_id in attempt_ids:
-        row = tx.execute(
-            "SELECT job_seq FROM attempts WHERE id = ? AND active = 1", (attempt_id,)
-        ).fetchone()
-        if row is not None:
-            job = held_by_seq(tx, row[0], tally)
-            assert job is not None and job.attempt_id == attempt_id
-            yield job

@@ -21,7 +21,7 @@ from swarmd.domain.events import (
     JobsPruned,
     JobSubmitted,
 )
-from swarmd.domain.groups import Group
+from swarmd.domain.groups import Group, GroupKind
 from swarmd.domain.jobs import (
     ATTEMPT_ACTIVE,
     AttemptId,
@@ -48,6 +48,7 @@ from swarmd.state.commands import (
 from swarmd.state.rows import FROM, JOB, Shape, encode, job_of, load_job, spec_hash
 from swarmd.state.rules.spans import Tally, count_gone, count_move, count_new
 from swarmd.state.tx import Tx
+from swarmd.state.versions import BUILDS_SINCE, in_force
 
 TYPES_MAX = 500
 OTHER = "(other)"
@@ -298,12 +299,20 @@ def wake(tx: Tx, command: WakeJobs) -> int:
         " ORDER BY not_before, seq LIMIT ?",
         (tx.at, command.limit),
     ).fetchall()
+    blocked = tx.execute(
+        "SELECT seq, id, shape FROM jobs WHERE kind = 'package' AND waits = 'blocked'"
+        " AND not_before <= ? ORDER BY not_before, seq LIMIT ?",
+        (tx.at, command.limit - len(rows)),
+    ).fetchall()
+    if blocked:
+        tx.executemany("DELETE FROM build_failures WHERE job_seq = ?", [row[:1] for row in blocked])
+    rows += blocked
     for seq, job_id, shape in rows:
-        _make_ready(tx, seq, job_id, shape)
+        make_ready(tx, seq, job_id, shape)
     return len(rows)
 
 
-def _make_ready(tx: Tx, seq: int, job_id: JobId, shape: int) -> None:
+def make_ready(tx: Tx, seq: int, job_id: JobId, shape: int) -> None:
     tx.execute(
         "UPDATE jobs SET ready=1, waits=NULL, not_before=NULL, revision=? WHERE seq=?",
         (tx.revision, seq),
@@ -347,7 +356,7 @@ def _settle_one(tx: Tx, seq: int, dep_seq: int, completed: bool) -> None:
         "UPDATE jobs SET deps_left = deps_left - 1 WHERE seq = ? RETURNING deps_left", (seq,)
     ).fetchone()
     if left[0] <= 0:
-        _make_ready(tx, seq, job.id, job.shape)
+        make_ready(tx, seq, job.id, job.shape)
 
 
 def create_group(tx: Tx, command: CreateGroup) -> Group:
@@ -355,6 +364,8 @@ def create_group(tx: Tx, command: CreateGroup) -> Group:
     if tx.execute("SELECT 1 FROM groups WHERE id = ?", (group.id,)).fetchone():
         raise Conflict("a group with this id exists", group_id=group.id)
     tx.execute("INSERT INTO groups VALUES (?,?,?)", (group.id, encode(group), tx.revision))
+    if group.kind is GroupKind.SESSION and in_force(tx.execute) >= BUILDS_SINCE:
+        tx.execute("INSERT INTO build_sessions(id) VALUES (?)", (group.id,))
     tx.emit(GroupCreated(group.id))
     return group
 
@@ -377,6 +388,8 @@ def prune(tx: Tx, command: PruneJobs) -> int:
     for table in ("job_specs", "job_results", "idempotency"):
         tx.executemany(f"DELETE FROM {table} WHERE seq = ?", seqs)
     tx.executemany("DELETE FROM attempts WHERE job_seq = ?", seqs)
+    if packages := [row[:1] for row in rows if row[1] == "package"]:
+        tx.executemany("DELETE FROM build_failures WHERE job_seq = ?", packages)
     groups = sorted(
         tx.execute(
             "SELECT DISTINCT group_id FROM jobs WHERE group_id IS NOT NULL AND seq IN"
@@ -387,6 +400,8 @@ def prune(tx: Tx, command: PruneJobs) -> int:
     for (group_id,) in groups:
         if not tx.execute("SELECT 1 FROM jobs WHERE group_id = ?", (group_id,)).fetchone():
             tx.execute("DELETE FROM groups WHERE id = ?", (group_id,))
+            if packages:
+                tx.execute("DELETE FROM build_sessions WHERE id = ?", (group_id,))
     if seqs:
         tx.emit(JobsPruned(len(seqs), command.before))
     return len(seqs)

@@ -8,8 +8,8 @@ from swarmd.domain.errors import Invalid, NotFound
 from swarmd.domain.events import NodeChanged
 from swarmd.domain.jobs import HOLD_MS_MAX, AttemptStatus
 from swarmd.state.commands import HoldAttempts, LoseAttempts
-from swarmd.state.rules.attempts import recover, still_held
 from swarmd.state.rules.jobs import stop_attempt
+from swarmd.state.rules.moves import recover, still_held
 from swarmd.state.rules.nodes import find_node
 from swarmd.state.rules.spans import Tally
 from swarmd.state.tx import Tx

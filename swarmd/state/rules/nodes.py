@@ -11,7 +11,7 @@ from swarmd.domain.nodes import Node, NodeKind
 from swarmd.state.commands import AddBlob, DropBlobs, PruneEvents, PutNode, PutSetting, RaiseVersion
 from swarmd.state.rows import Execute, encode
 from swarmd.state.tx import Tx
-from swarmd.state.versions import VERSION_KEY, in_force, outdated
+from swarmd.state.versions import BUILDS_SINCE, VERSION_KEY, in_force, outdated
 
 BORN_SINCE = 2
 """Of the machine: an older one does not note when a node was taken in."""
@@ -71,6 +71,9 @@ def add_blob(tx: Tx, command: AddBlob) -> None:
     refs = tx.execute(
         "SELECT count(*) FROM blob_refs WHERE sha256 = ?", (command.sha256,)
     ).fetchone()[0]
+    if in_force(tx.execute) >= BUILDS_SINCE:
+        pins = "SELECT count(*) FROM blob_pins WHERE sha256 = ?"
+        refs += tx.execute(pins, (command.sha256,)).fetchone()[0]
     made = tx.execute(
         "INSERT INTO blobs VALUES (?,?,?,?) ON CONFLICT DO UPDATE SET"
         " idle_since = CASE WHEN refs = 0 THEN excluded.idle_since END RETURNING refs",

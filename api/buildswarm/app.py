@@ -1,0 +1,48 @@
+"""The build swarm as a surface: its routes and its envelope, ready to be served."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from api.buildswarm import binhost
+from api.buildswarm.binhost import BinHost
+from api.buildswarm.envelope import ENVELOPE
+from api.buildswarm.routes import API, ROUTES, Swarm, hot_routes
+from api.common.surface import Access, Surface
+from swarmd.cluster.handle import Cluster
+from swarmd.ops.binhost import Index
+
+NAME = "buildswarm"
+PORT = 8100
+
+
+def surface(
+    cluster: Cluster,
+    *,
+    admin_key: Callable[[], str | None],
+    version: str,
+    uptime_s: Callable[[], float],
+    address: str,
+    staging: Path,
+    package_bytes_max: int,
+    binds: tuple[str, ...] = ("127.0.0.1",),
+    port: int = PORT,
+    access: Access = Access.LOOPBACK,
+    hosts: tuple[str, ...] = (),
+    origins: tuple[str, ...] = (),
+) -> Surface:
+    swarm = Swarm(cluster, admin_key, version, uptime_s, address, port)
+    files = BinHost(swarm, Index(cluster), staging, package_bytes_max)
+    return Surface(
+        name=NAME,
+        envelope=ENVELOPE,
+        hot=(*hot_routes(swarm, ROUTES), *binhost.hot_routes(files)),
+        binds=binds,
+        port=port,
+        access=access,
+        hosts=hosts,
+        origins=origins,
+        probes=frozenset({f"{API}/health"}),
+        staleness_ms=cluster.staleness_ms,
+    )

@@ -1,0 +1,98 @@
+"""The binary host's routes: what Portage reads of PORTAGE_BINHOST, and where builders put what they
+made. Reading takes no key; staging takes the admin key, or the drone's own token."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from api.buildswarm.routes import Swarm, check_admin, token_of
+from api.common.streams import stream_answer
+from api.common.surface import HotRoute, Request, Response, json_answer
+from swarmd.domain.binpkgs import BinPkg
+from swarmd.domain.errors import Invalid, Unauthorized
+from swarmd.ops import binhost
+
+BINHOST = "/binhost"
+OCTETS = "application/octet-stream"
+TOKEN_CHARS_MAX = 256
+
+
+@dataclass(frozen=True, slots=True)
+class BinHost:
+    """What the routes stand on."""
+
+    swarm: Swarm
+    index: binhost.Index
+    folder: Path
+    """Where an upload lies while it is looked at."""
+    bytes_max: int
+
+
+def hot_routes(on: BinHost) -> tuple[HotRoute, ...]:
+    staging = f"{BINHOST}/staging"
+    return (
+        HotRoute("GET", f"{BINHOST}/Packages", partial(_index, on)),
+        HotRoute("GET", f"{BINHOST}/{{category}}/{{file}}", partial(_read, on)),
+        HotRoute("GET", f"{BINHOST}/{{category}}/{{name}}/{{file}}", partial(_read, on)),
+        *(
+            HotRoute("PUT", f"{staging}/{where}", partial(_stage, on), on.bytes_max, None)
+            for where in ("{category}/{file}", "{category}/{name}/{file}")
+        ),
+    )
+
+
+async def _index(on: BinHost, request: Request) -> Response:
+    return Response(200, await on.index.read(), "text/plain; charset=utf-8")
+
+
+def _path(request: Request) -> str:
+    params = request.params
+    parts = [params[name] for name in ("category", "name", "file") if name in params]
+    if any(part in (".", "..") or "/" in part or not part.isprintable() for part in parts):
+        raise Invalid("a path has a category, a name where there are several, and a file")
+    return "/".join(parts)
+
+
+async def _read(on: BinHost, request: Request) -> Response:
+    pkg = await binhost.find(on.swarm.cluster, _path(request))
+    return stream_answer(_bytes(on, pkg), content_type=OCTETS, length=pkg.size_bytes)
+
+
+async def _bytes(on: BinHost, pkg: BinPkg) -> AsyncIterator[bytes]:
+    async with binhost.open_package(on.swarm.cluster, pkg) as chunks:
+        async for chunk in chunks:
+            yield chunk
+
+
+async def _stage(on: BinHost, request: Request) -> Response:
+    builder = _builder(on, request)
+    path = _path(request)
+    stage = partial(binhost.stage, folder=on.folder, bytes_max=on.bytes_max)
+    # Its last step commits; all before is undone where the client goes.
+    pkg = await stage(on.swarm.cluster, request.actor, builder, path, request.chunks())
+    answer = {"status": "ok", "package": pkg.cpv, "path": path, "size": pkg.size_bytes,
+              "sha256": pkg.sha256}  # fmt: skip
+    return json_answer(answer, 201)
+
+
+def _builder(on: BinHost, request: Request) -> str:
+    """Whose token is shown; "" with the admin key."""
+    shown = (request.header(b"x-drone-token") or request.header(b"authorization") or "").strip()
+    shown = shown.removeprefix("Bearer ").strip()
+    drone, _, _ = shown.rpartition(".")
+    if drone and len(shown) <= TOKEN_CHARS_MAX:
+        known = token_of(on.swarm.admin_key(), drone)
+        if known is not None and hmac.compare_digest(known.encode(), shown.encode()):
+            return drone
+    try:
+        check_admin(on.swarm, request)
+    except Unauthorized:
+        raise Unauthorized(
+            "staging takes the admin key, or a drone's token; send X-Drone-Token, as it came with"
+            " the drone's registration"
+        ) from None
+    return ""

@@ -1,0 +1,294 @@
+"""The build swarm's public routes: each reads what was asked, calls one operation, and answers its
+shape. What changes the queue takes the admin key, wherever it is asked from.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+
+from api.buildswarm.requests import (
+    CompleteIn,
+    ControlIn,
+    QueueIn,
+    RegisterIn,
+    TypeIn,
+    cores_of,
+    drone_id,
+    drone_name,
+    flag,
+    limit_of,
+    since_ms,
+    text_of,
+)
+from api.buildswarm.shapes import (
+    BuildOut,
+    DroneOut,
+    EntryOut,
+    EventOut,
+    HealthOut,
+    LegacyOut,
+    QueuedOut,
+    RegisteredOut,
+    SessionOut,
+    StatusOut,
+    TimingOut,
+    work_out,
+)
+from api.buildswarm.words import KINDS, TYPES
+from api.common.bodies import read_json
+from api.common.streams import shielded
+from api.common.surface import HotRoute, Request, Response, json_answer
+from swarmd.cluster.handle import Cluster
+from swarmd.domain.builds import Control
+from swarmd.domain.errors import Invalid, Unauthorized
+from swarmd.ops import builds, swarm
+from swarmd.ops.builds import BuildFilter
+
+API = "/api/v1"
+QUEUE_BYTES_MAX = 1024 * 1024
+REPORT_BYTES_MAX = 1024 * 1024
+EVENTS_LIMIT = 200
+HISTORY_EVENTS_LIMIT = 500
+BUILDS_LIMIT = 100
+QUEUE_LIMIT = 1000
+NAME = "swarmd"
+
+
+@dataclass(frozen=True, slots=True)
+class Swarm:
+    """What the routes stand on."""
+
+    cluster: Cluster
+    admin_key: Callable[[], str | None]
+    version: str
+    uptime_s: Callable[[], float]
+    address: str
+    """Where drones are told that this node is."""
+    port: int
+
+
+Answer = Callable[[Swarm, Request], Awaitable[Response]]
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    method: str
+    template: str
+    answer: Answer
+    admin: bool = False
+    """It takes the admin key."""
+    body_bytes_max: int | None = None
+
+
+def hot_routes(swarm_: Swarm, routes: tuple[Route, ...]) -> tuple[HotRoute, ...]:
+    return tuple(
+        HotRoute(each.method, each.template, partial(_admitted, each, swarm_), each.body_bytes_max)
+        for each in routes
+    )
+
+
+async def _admitted(route: Route, swarm_: Swarm, request: Request) -> Response:
+    if route.admin:
+        check_admin(swarm_, request)
+    return await route.answer(swarm_, request)
+
+
+def check_admin(swarm_: Swarm, request: Request) -> None:
+    """The guard has compared the key; a key that nobody knows opens nothing."""
+    if request.actor.name in ("admin", "local"):
+        return
+    if not swarm_.admin_key():
+        raise Unauthorized("this node knows no admin key yet, so this is closed; try again shortly")
+    raise Unauthorized("this takes the admin key; send X-Admin-Key or Authorization: Bearer")
+
+
+# What everybody may see
+
+
+async def health(on: Swarm, request: Request) -> Response:
+    found = await swarm.health(on.cluster)
+    view = HealthOut("ok" if found.healthy else "degraded", on.version, round(on.uptime_s(), 1))
+    return json_answer(view, 200 if found.healthy else 503)
+
+
+async def status(on: Swarm, request: Request) -> Response:
+    return json_answer(StatusOut.of(await builds.overview(on.cluster), on.version))
+
+
+async def nodes(on: Swarm, request: Request) -> Response:
+    query = _query(request)
+    wanted = query.get("format", "")
+    if wanted not in ("", "legacy"):
+        raise Invalid("format must be legacy, or left out", field="format")
+    everyone = flag(query, "all")
+    drones = [DroneOut.of(each) for each in await builds.list_builders(on.cluster)]
+    shown = [drone for drone in drones if everyone or drone.status == "online"]
+    return json_answer(LegacyOut(shown, []) if wanted else shown)
+
+
+async def events(on: Swarm, request: Request) -> Response:
+    return await _events(on, _query(request), EVENTS_LIMIT, recent=True)
+
+
+async def events_history(on: Swarm, request: Request) -> Response:
+    return await _events(on, _query(request), HISTORY_EVENTS_LIMIT, recent=False)
+
+
+async def _events(on: Swarm, query: dict[str, str], usual: int, *, recent: bool) -> Response:
+    limit, since, kind = limit_of(query, usual), since_ms(query), query.get("type", "")
+    if kind and kind not in TYPES:
+        raise Invalid(f"type must be one of {', '.join(TYPES)}", field="type")
+    about = "" if recent else text_of(query.get("drone"), "drone")
+    found, names = await builds.list_events(
+        on.cluster, KINDS, limit=limit if not kind else limit * 20, since=since, about=about,
+        recent=recent,
+    )  # fmt: skip
+    views = [EventOut.of(event, names) for event in found]
+    chosen = [view for view in views if not kind or view.type == kind][:limit]
+    return json_answer({"events": chosen})
+
+
+async def history(on: Swarm, request: Request) -> Response:
+    query = _query(request)
+    ok = {"": None, "success": True, "failed": False}.get(query.get("status", ""), ...)
+    if ok is ...:
+        raise Invalid("status must be success or failed", field="status")
+    name = text_of(query.get("drone"), "drone") or None
+    wanted = BuildFilter(ok, name, limit_of(query, BUILDS_LIMIT))
+    rows = [BuildOut.of(build) for build in await builds.list_builds(on.cluster, wanted)]
+    stats = TimingOut.of(await builds.totals(on.cluster))
+    return json_answer({"builds": rows, "history": rows, "stats": stats})
+
+
+async def sessions(on: Swarm, request: Request) -> Response:
+    found = await builds.list_sessions(on.cluster)
+    return json_answer({"sessions": [SessionOut.of(view) for view in found]})
+
+
+# What operators say
+
+
+async def queue(on: Swarm, request: Request) -> Response:
+    limit = limit_of(_query(request), QUEUE_LIMIT)
+    found = await builds.list_queue(on.cluster, min(limit, QUEUE_LIMIT))
+    return json_answer([EntryOut.of(job) for job in found])
+
+
+async def enqueue(on: Swarm, request: Request) -> Response:
+    asked = await read_json(request, QueueIn)
+    moment = datetime.fromtimestamp(on.cluster.now_ms() / 1000, UTC)
+    session_id = f"session-{moment:%Y%m%d-%H%M%S}"
+    name = text_of(asked.session_name, "session_name") or session_id
+    queued = await shielded(
+        builds.enqueue, on.cluster, request.actor, asked.packages, name, session_id
+    )
+    return json_answer(QueuedOut.of(queued))
+
+
+async def control(on: Swarm, request: Request) -> Response:
+    asked = await read_json(request, ControlIn)
+    action = asked.control()
+    target = text_of(asked.target, "target") or None
+    done = await shielded(builds.control, on.cluster, request.actor, action, target)
+    message = _MESSAGES[action].format(count=done.count, target=target or "all")
+    answer = {"status": "ok", "action": asked.action, "message": message, "count": done.count}
+    return json_answer(answer)
+
+
+_MESSAGES = {
+    Control.PAUSE: "Queue paused",
+    Control.RESUME: "Queue resumed",
+    Control.UNBLOCK: "{count} packages unblocked",
+    Control.BLOCK: "{target} blocked",
+    Control.UNGROUND: "{count} drones unground",
+    Control.RESET: "Queue reset: {count} affected",
+    Control.REBALANCE: "{count} packages reclaimed",
+    Control.RECLAIM: "{count} packages reclaimed",
+    Control.CLEAR_FAILURES: "{count} failures cleared",
+    Control.RETRY_FAILURES: "{count} packages queued again",
+    Control.CLEAR_HISTORY: "{count} builds forgotten",
+}
+
+
+async def _pause(paused: bool, on: Swarm, request: Request) -> Response:
+    name = drone_name(request.params["name"])
+    await builds.note_builder(on.cluster, request.actor, name, paused=paused)
+    return json_answer({"status": "ok", "drone": name, "paused": paused})
+
+
+async def set_type(on: Swarm, request: Request) -> Response:
+    name = drone_name(request.params["name"])
+    sort = (await read_json(request, TypeIn)).sort()
+    await builds.note_builder(on.cluster, request.actor, name, sort=sort)
+    return json_answer({"status": "ok", "drone": name, "drone_type": sort.value})
+
+
+# What drones say
+
+
+async def register(on: Swarm, request: Request) -> Response:
+    asked = await read_json(request, RegisterIn)
+    says = asked.says(request.actor.address)
+    told = await builds.register(on.cluster, request.actor, says)
+    token = token_of(on.admin_key(), says.id)
+    return json_answer(RegisteredOut.of(told, on.address, on.port, NAME, token))
+
+
+def token_of(admin_key: str | None, drone: str) -> str | None:
+    """A drone's own, which any node can check."""
+    if not admin_key:
+        return None
+    digest = hmac.digest(admin_key.encode(), f"drone {drone}".encode(), hashlib.sha256)
+    return f"{drone}.{base64.urlsafe_b64encode(digest).decode().rstrip('=')}"
+
+
+async def work(on: Swarm, request: Request) -> Response:
+    query = _query(request)
+    found = await builds.work(on.cluster, request.actor, drone_id(query.get("id")), cores_of(query))
+    return json_answer(work_out(found))
+
+
+async def complete(on: Swarm, request: Request) -> Response:
+    asked = await read_json(request, CompleteIn)
+    outcome, error = asked.outcome()
+    finish = partial(builds.finish, duration_ms=asked.duration_ms(), error=error)
+    package = text_of(asked.package, "package")
+    counted = await shielded(
+        finish, on.cluster, request.actor, drone_id(asked.id), package, outcome
+    )
+    if counted:
+        return json_answer({"status": "ok", "package": package, "accepted": True})
+    return json_answer({
+        "status": "ok", "package": package, "accepted": False, "stale": True,
+        "action": "stop_work",
+    })  # fmt: skip
+
+
+def _query(request: Request) -> dict[str, str]:
+    return {name: values[0] for name, values in request.query.items()}
+
+
+ROUTES: tuple[Route, ...] = (
+    Route("GET", f"{API}/health", health),
+    Route("GET", f"{API}/status", status),
+    Route("GET", f"{API}/nodes", nodes),
+    Route("GET", f"{API}/events", events),
+    Route("GET", f"{API}/events/history", events_history),
+    Route("GET", f"{API}/history", history),
+    Route("GET", f"{API}/sessions", sessions),
+    Route("GET", f"{API}/queue", queue, admin=True),
+    Route("POST", f"{API}/queue", enqueue, admin=True, body_bytes_max=QUEUE_BYTES_MAX),
+    Route("POST", f"{API}/control", control, admin=True),
+    Route("POST", f"{API}/nodes/{{name}}/pause", partial(_pause, True), admin=True),
+    Route("POST", f"{API}/nodes/{{name}}/resume", partial(_pause, False), admin=True),
+    Route("POST", f"{API}/nodes/{{name}}/set-type", set_type, admin=True),
+    Route("POST", f"{API}/register", register),
+    Route("GET", f"{API}/work", work),
+    Route("POST", f"{API}/complete", complete, body_bytes_max=REPORT_BYTES_MAX),
+)

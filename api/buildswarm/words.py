@@ -1,0 +1,94 @@
+"""The build swarm's own words for what the domain knows: times, standings, events in sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from swarmd.domain.builds import ASIDE, BLOCKED, OUTSIDE
+from swarmd.domain.events import BuilderChanged, BuildsControlled, Event, PackageBuilt
+from swarmd.domain.jobs import Job, JobStatus
+
+Said = tuple[str, str, dict[str, Any]]
+"""An event's type, its sentence, and its details."""
+
+
+def seconds(ms: int) -> float:
+    return ms / 1000
+
+
+def drone_id(node_id: str) -> str:
+    return node_id.removeprefix(OUTSIDE)
+
+
+def standing(job: Job) -> str:
+    if job.waits == BLOCKED:
+        return "blocked"
+    if job.waits == ASIDE:
+        return "failed"
+    return {
+        JobStatus.PENDING: "needed", JobStatus.ASSIGNED: "delegated",
+        JobStatus.RUNNING: "delegated", JobStatus.COMPLETED: "received",
+        JobStatus.FAILED: "failed", JobStatus.CANCELLED: "failed",
+    }[job.status]  # fmt: skip
+
+
+def lasting(ms: int) -> str:
+    """As `5m 23s`, `2h 4m`, `12s`."""
+    minutes, rest = divmod(ms // 1000, 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h {minutes}m"
+    return f"{minutes}m {rest}s" if minutes else f"{rest}s"
+
+
+def _built(body: PackageBuilt, name: str) -> Said:
+    details = {
+        "drone_id": drone_id(body.node_id), "package": body.package,
+        "duration_s": seconds(body.duration_ms),
+    }  # fmt: skip
+    if body.ok:
+        return (
+            "complete",
+            f"{name} completed {body.package} in {lasting(body.duration_ms)}",
+            details,
+        )
+    error = body.error.partition("\n")[0][:300]
+    return "fail", f"{name} failed {body.package}: {error}", {**details, "error": body.error}
+
+
+_CHANGES: dict[str, tuple[str, str]] = {
+    "joined": ("register", "{name} registered"),
+    "online": ("register", "{name} came online"),
+    "offline": ("stale", "{name} went offline"),
+    "grounded": ("grounded", "{name} is grounded: {detail}"),
+    "not grounded": ("control", "{name} is grounded no longer"),
+    "paused": ("control", "{name} is paused"),
+    "resumed": ("control", "{name} is resumed"),
+    "typed": ("control", "{name} is of type {detail}"),
+}
+
+
+def _changed(body: BuilderChanged, name: str) -> Said:
+    kind, words = _CHANGES.get(body.what, ("control", "{name}: {what}"))
+    sentence = words.format(name=name, detail=body.detail, what=body.what)
+    return kind, sentence, {"drone_id": drone_id(body.node_id)}
+
+
+def _controlled(body: BuildsControlled, name: str) -> Said:
+    at = f" {body.target}" if body.target else ""
+    details = {"action": body.action, "target": body.target or None, "count": body.count}
+    return "control", f"{body.action}{at}: {body.count} affected", details
+
+
+_SAYINGS: dict[type[Any], Callable[[Any, str], Said]] = {
+    PackageBuilt: _built, BuilderChanged: _changed, BuildsControlled: _controlled,
+}  # fmt: skip
+KINDS = tuple(kind.__name__ for kind in _SAYINGS)
+TYPES = ("register", "complete", "fail", "grounded", "stale", "control", "escalation")
+
+
+def said(event: Event, names: Mapping[str, str]) -> Said:
+    body = event.body
+    node_id = getattr(body, "node_id", "")
+    return _SAYINGS[type(body)](body, names.get(node_id, drone_id(node_id)))

@@ -1,0 +1,66 @@
+"""Rules of packages that builders fail: which of them get one no more, and when nobody does.
+
+What is remembered of failures is since somebody last said to try again, or the time of a block was
+over; the job's own count goes on."""
+
+from __future__ import annotations
+
+from swarmd.domain.builds import ASIDE, BLOCKED, BLOCKED_MS, BUILDERS_FAILED_MAX, FAILURES_MAX
+from swarmd.domain.events import JobBlocked
+from swarmd.domain.jobs import JobStatus, Result, check_move
+from swarmd.state.rules.jobs import Held, make_ready, put_result
+from swarmd.state.rules.spans import count_move
+from swarmd.state.tx import Tx
+
+
+def is_blocked(tx: Tx, job: Held) -> bool:
+    """Where it failed on too many builders since it was last tried anew, or too often in all."""
+    builders = tx.execute(
+        "SELECT count(*) FROM build_failures WHERE job_seq = ?", (job.seq,)
+    ).fetchone()[0]
+    return int(builders) >= (1 if job.failures >= FAILURES_MAX else BUILDERS_FAILED_MAX)
+
+
+def note_failure(tx: Tx, job: Held, result: Result) -> None:
+    """The builder that holds it does not get it again."""
+    assert job.node_id is not None
+    tx.execute("INSERT OR IGNORE INTO build_failures VALUES (?,?)", (job.seq, job.node_id))
+    job.failures += 1
+    error = result.error or f"exit code {result.exit_code}"
+    tx.execute(
+        "UPDATE jobs SET failures = ?, error = ? WHERE seq = ?", (job.failures, error, job.seq)
+    )
+    put_result(tx, job.seq, result)
+
+
+def unblock(tx: Tx, job: Held) -> None:
+    """Ready again, for every builder."""
+    tx.execute("DELETE FROM build_failures WHERE job_seq = ?", (job.seq,))
+    make_ready(tx, job.seq, job.id, job.shape)
+
+
+def block(tx: Tx, job: Held, error: str) -> None:
+    _wait(tx, job, BLOCKED, tx.at + BLOCKED_MS, error)
+
+
+def put_aside(tx: Tx, job: Held, error: str) -> None:
+    """Until somebody says to try it again."""
+    tx.execute("UPDATE jobs SET error = ? WHERE seq = ?", (error, job.seq))
+    _wait(tx, job, ASIDE, None, error)
+
+
+def _wait(tx: Tx, job: Held, why: str, not_before: int | None, error: str) -> None:
+    held = job.status is not JobStatus.PENDING
+    if held:
+        check_move(job.id, job.status, JobStatus.PENDING)
+    tx.execute(
+        "UPDATE jobs SET status='pending', ready=0, waits=?, not_before=?, started_at=NULL,"
+        " node_id=NULL, recoveries=?, revision=? WHERE seq=?",
+        (why, not_before, job.recoveries, tx.revision, job.seq),
+    )
+    if job.ready:
+        tx.ready(job.shape, -1)
+    if held:
+        count_move(tx, job, JobStatus.PENDING)
+    tx.emit(JobBlocked(job.id, job.attempt_id if held else None, why, not_before, error))
+    job.status, job.ready = JobStatus.PENDING, False
