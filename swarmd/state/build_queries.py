@@ -14,7 +14,8 @@ from swarmd.domain.jobs import AttemptId, GroupId, JobId, JobKind, JobStatus, No
 from swarmd.domain.nodes import Node
 from swarmd.state.query import Conn, Query
 from swarmd.state.rules.binhost import decode_binpkg
-from swarmd.state.rules.builds import decode_builder, find_builder, is_paused, next_for
+from swarmd.state.rules.blocking import decode_builder
+from swarmd.state.rules.builds import find_builder, is_paused, next_for
 from swarmd.state.rules.nodes import decode_node, find_node
 
 FINDABLE_MAX = 1000

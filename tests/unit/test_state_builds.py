@@ -74,10 +74,12 @@ class Builds(State):
         group = None if session is None else GroupId(session)
         assert all(isinstance(one, Job) for one in self.apply(c.SubmitJobs(tuple(new), group)))
 
-    def builder(self, name: str, **fields: Any) -> NodeId:
+    def builder(self, name: str, *, online: bool = True, **fields: Any) -> NodeId:
         node_id = NodeId(f"builder/{name}")
         node = Node(node_id, name, NodeKind.DRONE, addresses=("10.0.0.1",), reach=("http",))
         self.apply(b.PutBuilder(node_id, node=node, **fields))
+        if online:
+            self.apply(b.NotePresence((node_id,), (), 1))
         return node_id
 
     def take(self, node_id: NodeId, cores: int = 1) -> list[str]:
@@ -202,6 +204,23 @@ def test_who_failed_a_package_does_not_get_it_again_and_two_block_it(state: Buil
     assert state.apply(c.WakeJobs(10, 1)) == 1
     assert state.kinds() == [JobReady]
     assert state.take(one) == [PACKAGE], "tried again, by anybody"
+
+
+def test_what_all_that_are_there_have_failed_is_blocked_at_once(state: Builds) -> None:
+    """Else nobody would come for it, and nobody would know."""
+    state.queue(PACKAGE)
+    one, two = state.builder("one"), state.builder("two")
+    state.builder("sweeper-1")
+    state.builder("away", online=False)
+    state.take(one)
+    state.say(one, Outcome.FAILED)
+    assert state.counts() == (1, 0, 0, 0, 0), "two may do it"
+    state.apply(b.NotePresence((), (two,), 1))
+    assert state.counts() == (0, 0, 0, 1, 0)
+    state.control(Control.UNBLOCK)
+    state.take(one)
+    state.say(one, Outcome.FAILED)
+    assert state.counts() == (0, 0, 0, 1, 0)
 
 
 def test_five_failures_in_all_block_a_package_too(state: Builds) -> None:
@@ -404,17 +423,17 @@ def test_the_history_is_filtered(state: Builds) -> None:
 
 
 def test_a_builder_says_what_it_is_and_keeps_what_was_decided(state: Builds) -> None:
-    one = state.builder("one", tree_at="yesterday")
+    one = state.builder("one", tree_at="yesterday", online=False)
     assert [type(e.body) for e in state.events][-1] is BuilderChanged
     state.apply(b.NoteBuilder(one, sort=HostSort.LXC, paused=True))
-    state.builder("one", tree_at="today", auto_reboot=False)
+    state.builder("one", tree_at="today", auto_reboot=False, online=False)
     assert BuilderChanged not in state.kinds()
     assert state.view(one).builder == Builder(
         one, HostSort.LXC, auto_reboot=False, tree_at="today", paused=True,
         revision=state.view(one).builder.revision,
     )  # fmt: skip
     before = state.view(one).builder.revision
-    state.builder("one", tree_at="today", auto_reboot=False)
+    state.builder("one", tree_at="today", auto_reboot=False, online=False)
     assert state.events == [] and state.view(one).builder.revision == before
     with pytest.raises(Conflict, match="another node is called one"):
         state.apply(b.PutBuilder(NodeId("builder/x"), node=Node(NodeId("builder/x"), "one")))
@@ -444,6 +463,7 @@ def test_a_member_that_builds_reports_its_attempts_as_of_any_job(state: Builds) 
     state.node("n1", slots=2)
     me = NodeId("n1")
     state.apply(b.PutBuilder(me))
+    state.builder("another")
     state.queue(PACKAGE, "a/bad-1", "a/masked-1", "a/lost-1")
     ends = (
         (AttemptStatus.COMPLETED, None, JobStatus.COMPLETED, None),
@@ -577,7 +597,7 @@ def test_what_an_operator_staged_is_for_whoever_builds_it(state: Builds) -> None
 
 def test_no_more_builders_than_are_borne(state: Builds) -> None:
     for number in range(BUILDERS_MAX):
-        state.builder(f"b{number}")
+        state.builder(f"b{number}", online=False)
     with pytest.raises(Conflict, match="no more than that"):
         state.builder("one more")
     state.builder("b1", tree_at="new")

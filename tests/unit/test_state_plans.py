@@ -64,6 +64,8 @@ BOUNDED = (
     # The jobs of one package.
     "SELECT seq FROM jobs WHERE kind = 'package' AND type = ",
     "SELECT status FROM jobs WHERE kind = 'package' AND type = ",
+    # What is failed at present, in order, and the first hundred of it.
+    "SELECT DISTINCT job_seq FROM build_failures ORDER BY job_seq LIMIT",
     # The index has all of them.
     "SELECT body FROM binpkgs ORDER BY path",
     # One end of a table, in its own order.

@@ -5,20 +5,59 @@ over; the job's own count goes on."""
 
 from __future__ import annotations
 
-from swarmd.domain.builds import ASIDE, BLOCKED, BLOCKED_MS, BUILDERS_FAILED_MAX, FAILURES_MAX
+import msgspec
+
+from swarmd.domain.builds import (
+    ASIDE,
+    BLOCKED,
+    BLOCKED_MS,
+    BUILDERS_FAILED_MAX,
+    FAILURES_MAX,
+    SWEEPER,
+    Builder,
+)
 from swarmd.domain.events import JobBlocked
 from swarmd.domain.jobs import JobStatus, Result, check_move
-from swarmd.state.rules.jobs import Held, make_ready, put_result
+from swarmd.state.rules.jobs import Held, held_by_seq, make_ready, put_result
 from swarmd.state.rules.spans import count_move
 from swarmd.state.tx import Tx
 
+decode_builder = msgspec.msgpack.Decoder(Builder).decode
+HOPELESS_MAX = 100
+
 
 def is_blocked(tx: Tx, job: Held) -> bool:
-    """Where it failed on too many builders since it was last tried anew, or too often in all."""
-    builders = tx.execute(
-        "SELECT count(*) FROM build_failures WHERE job_seq = ?", (job.seq,)
-    ).fetchone()[0]
-    return int(builders) >= (1 if job.failures >= FAILURES_MAX else BUILDERS_FAILED_MAX)
+    """Where it failed on too many builders since it was last tried anew, or too often in all; or
+    on all there are, so that nobody would ever come for it."""
+    failed = {
+        row[0]
+        for row in tx.execute("SELECT node_id FROM build_failures WHERE job_seq = ?", (job.seq,))
+    }
+    if len(failed) >= (1 if job.failures >= FAILURES_MAX else BUILDERS_FAILED_MAX):
+        return True
+    return bool(failed) and not _others(tx, failed)
+
+
+def _others(tx: Tx, failed: set[str]) -> bool:
+    """Whether any builder that is there may still take it."""
+    rows = tx.execute(
+        "SELECT node_id, builders.body, name FROM builders JOIN nodes ON nodes.id = node_id"
+    )
+    return any(
+        node_id not in failed and not name.startswith(SWEEPER) and decode_builder(body).online
+        for node_id, body, name in rows
+    )
+
+
+def block_hopeless(tx: Tx, limit: int) -> None:
+    """Builders went: what the rest have failed waits for nobody."""
+    rows = tx.execute(
+        "SELECT DISTINCT job_seq FROM build_failures ORDER BY job_seq LIMIT ?", (limit,)
+    ).fetchall()
+    for (seq,) in rows:
+        job = held_by_seq(tx, seq)
+        if job is not None and job.ready and is_blocked(tx, job):
+            block(tx, job, "no builder is left that has not failed it")
 
 
 def note_failure(tx: Tx, job: Held, result: Result) -> None:

@@ -12,7 +12,8 @@ from swarmd.domain.events import BuilderChanged, BuildsControlled, SettingChange
 from swarmd.domain.jobs import AttemptId, JobStatus
 from swarmd.state.build_commands import ControlBuilds
 from swarmd.state.rules import blocking
-from swarmd.state.rules.builds import PAUSED, decode_builder, is_paused, revoke, save_builder
+from swarmd.state.rules.blocking import decode_builder
+from swarmd.state.rules.builds import PAUSED, is_paused, revoke, save_builder
 from swarmd.state.rules.jobs import Held, end_job, held_by_seq
 from swarmd.state.rules.moves import still_held
 from swarmd.state.tx import Tx

@@ -3,7 +3,6 @@ that keeps failing is kept from work."""
 
 from __future__ import annotations
 
-import msgspec
 from msgspec.structs import replace
 
 from swarmd.domain.builds import (
@@ -37,6 +36,7 @@ from swarmd.state.build_commands import (
 )
 from swarmd.state.rows import Execute, decode_spec, encode
 from swarmd.state.rules import binhost, blocking
+from swarmd.state.rules.blocking import decode_builder
 from swarmd.state.rules.jobs import Held, end_job, held_by_seq, stop_attempt
 from swarmd.state.rules.moves import (
     credit,
@@ -58,8 +58,6 @@ REVOKED_MAX = 1000
 NOTHING_STAGED = "there is no binary package of it in staging"
 NAME = "package"
 """The label of a package's job: its name without the version, for what is known of it."""
-
-decode_builder = msgspec.msgpack.Decoder(Builder).decode
 
 
 # Builders
@@ -124,6 +122,8 @@ def note_presence(tx: Tx, command: NotePresence) -> int:
                 save_builder(tx, replace(builder, online=online))
                 tx.emit(BuilderChanged(node_id, "online" if online else "offline"))
                 changed += 1
+    if command.went:
+        blocking.block_hopeless(tx, blocking.HOPELESS_MAX)
     return changed
 
 
