@@ -134,8 +134,6 @@ class Image:
 def _empty() -> bytes:
     conn = sqlite3.connect(":memory:", isolation_level=None)
     migrate(conn)
-    # Which migration ran when is no part of what replicas agree on, but it is of a copy's bytes.
-    conn.execute("UPDATE _sqlite_migrations SET applied_at = ''")
     conn.execute("VACUUM")
     content = conn.serialize()
     conn.close()

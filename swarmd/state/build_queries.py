@@ -303,7 +303,7 @@ def _find_queued(conn: Conn, query: FindQueued) -> dict[str, JobId]:
     for package in query.packages[:FINDABLE_MAX]:
         row = conn.execute(
             "SELECT id FROM jobs WHERE kind = ? AND type = ? AND status IN"
-            " ('pending', 'assigned', 'running') LIMIT 1",
+            " ('pending', 'assigned', 'running') ORDER BY seq LIMIT 1",
             (JobKind.PACKAGE.value, package),
         ).fetchone()
         if row is not None:

@@ -201,3 +201,5 @@ def migrate_to(conn: sqlite3.Connection, version: int) -> None:
                 unknown_migrations=sorted(foreign),
             )
     known.apply(db)
+    # When that was differs from node to node, and nothing in a state may.
+    db.execute("UPDATE _sqlite_migrations SET applied_at = '' WHERE applied_at != ''")

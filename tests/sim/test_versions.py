@@ -9,10 +9,10 @@ import pytest
 import trio
 
 from swarmd.cluster.opening import OpeningSettings
-from swarmd.domain.errors import SwarmError, Unavailable
-from swarmd.domain.jobs import NodeId
+from swarmd.domain.errors import NotFound, SwarmError, Unavailable
 from swarmd.sim.world import CLIENT, World
-from swarmd.state.commands import VERSION, HoldAttempts
+from swarmd.state.build_commands import RemoveBinPkg
+from swarmd.state.commands import VERSION
 from swarmd.state.versions import Outdated
 from tests.sim.world import simulated
 
@@ -50,7 +50,7 @@ async def test_what_is_new_waits_until_the_last_has_it(world: World) -> None:
     for name in (first, *others):
         assert in_force(world) == {OLD}
         with pytest.raises(Unavailable, match="being upgraded"):
-            await world.replica(name).propose(HoldAttempts(NodeId(name), 1000), CLIENT)
+            await world.replica(name).propose(RemoveBinPkg("none"), CLIENT)
         await restart(world, name, VERSION)
         for other in ALL:
             assert await world.get(other, f"{name}-as-of") == str(VERSION)
@@ -58,7 +58,8 @@ async def test_what_is_new_waits_until_the_last_has_it(world: World) -> None:
             await trio.sleep(RAISED_S)
             assert in_force(world) == {OLD}, f"after {name}"
     await world.until(lambda: in_force(world) == {VERSION}, RAISED_S, "the new version")
-    await world.propose(first, HoldAttempts(NodeId(first), 1000))
+    with pytest.raises(NotFound, match="no such binary package"):
+        await world.propose(first, RemoveBinPkg("none"))
     await world.settle()
 
 

@@ -63,6 +63,8 @@ BOUNDED = (
     "SELECT seq FROM jobs WHERE kind = 'package' AND waits IN (",
     # The jobs of one package.
     "SELECT seq FROM jobs WHERE kind = 'package' AND type = ",
+    "SELECT id FROM jobs WHERE kind = 'package' AND type = ",
+    "UPDATE _sqlite_migrations",  # a handful
     "SELECT status FROM jobs WHERE kind = 'package' AND type = ",
     # What is failed at present, in order, and the first hundred of it.
     "SELECT DISTINCT job_seq FROM build_failures ORDER BY job_seq LIMIT",

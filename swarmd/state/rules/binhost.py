@@ -76,7 +76,7 @@ def publish(tx: Tx, node_id: str, cpv: str, job_id: JobId) -> None:
 
 
 def _publish_one(tx: Tx, pkg: BinPkg, node_id: str, job_id: JobId) -> None:
-    rows = tx.execute("SELECT body FROM binpkgs WHERE cpv = ?", (pkg.cpv,)).fetchall()
+    rows = tx.execute("SELECT body FROM binpkgs WHERE cpv = ? ORDER BY path", (pkg.cpv,)).fetchall()
     others = [decode_binpkg(row[0]) for row in rows]
     if any(other.sha256 == pkg.sha256 for other in others):
         return

@@ -31,7 +31,9 @@ def is_blocked(tx: Tx, job: Held) -> bool:
     on all there are, so that nobody would ever come for it."""
     failed = {
         row[0]
-        for row in tx.execute("SELECT node_id FROM build_failures WHERE job_seq = ?", (job.seq,))
+        for row in tx.execute(
+            "SELECT node_id FROM build_failures WHERE job_seq = ? ORDER BY node_id", (job.seq,)
+        )
     }
     if len(failed) >= (1 if job.failures >= FAILURES_MAX else BUILDERS_FAILED_MAX):
         return True
@@ -42,6 +44,7 @@ def _others(tx: Tx, failed: set[str]) -> bool:
     """Whether any builder that is there may still take it."""
     rows = tx.execute(
         "SELECT node_id, builders.body, name FROM builders JOIN nodes ON nodes.id = node_id"
+        " ORDER BY node_id"
     )
     return any(
         node_id not in failed and not name.startswith(SWEEPER) and decode_builder(body).online
