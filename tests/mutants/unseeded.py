@@ -11,22 +11,20 @@ RUNNER = "the simulation has a runner of its own: the real one is tested as a pr
 VERSION = "all simulated nodes are of one version: tests/sim/test_versions.py has several"
 MANY = "it takes more than the 4,096 requests of a boot that are remembered: no seed makes as many"
 HINT = "gossip is a hint: a wrong belief is refuted soon, and what goes by it breaks no rule"
-WATCH = "no client of chaos watches events"
-WIPED = "a host that chaos removes is wiped before it returns"
+KEPT = "more events are kept than a run of chaos makes, and no watcher falls thousands behind"
 HALVES = "it takes a crash within the round trip of a joint membership, and between its halves"
 COSTS = "it costs time or memory, and no rule of a history"
+TWICE = "another check stands behind it, and each is tested without the other"
+LIARS = "no simulated node says what is not so"
+FIVE = "a run of chaos has five hosts at the most, and five may vote"
 
 WHY: dict[str, str] = {
     # The core
     "commits an entry of an old term by count": "five turns of leaders and crashes in one order"
     " (Figure 8 of the Raft paper), each within a few round trips: random search does not get"
     " there",
-    "half of the voters commit": "it takes a swarm of two or four voters in two halves: three vote",
-    "half of the voters elect": "it takes a swarm of two or four voters in two halves: three vote",
     "a joint membership commits by the new half alone": HALVES,
     "a joint membership elects by the new half alone": HALVES,
-    "the only voter reads before an entry of its term is committed": "a swarm of one is restarted:"
-    " chaos begins with three",
     # The replica
     "the place in the log is written after the transaction": "a simulated state is lost or kept as"
     " a whole: nothing ends between two of its statements",
@@ -36,12 +34,7 @@ WHY: dict[str, str] = {
     "takes any number of writes at once": COSTS,
     "stops without having another lead": COSTS,
     "waits for answers of a leader that was cut off": COSTS,
-    "does not tell watchers that events were left out": WATCH,
-    "takes a damaged copy": "nothing is damaged on its simulated way: a test of its own does that",
-    "lets a node come back that was removed": WIPED,
-    "takes requests of a node that was removed": WIPED,
     # Leases
-    "a hold is ignored": "a restart in good order is over before its work could be given away",
     "a long grace outlasts the lease": RUNNER,
     "what waits for a place outlives its lease": RUNNER,
     # Membership
@@ -64,14 +57,35 @@ WHY: dict[str, str] = {
     "the machine goes on to what not all can apply": VERSION,
     "a program that is too old comes in again": VERSION,
     "the machine's version goes back": VERSION,
+    # The core, again
+    "a second answer replaces a voter's first": "a voter that keeps its word never answers one"
+    " ballot in two ways",
+    # What another check stands behind
+    "forwards what only its own term allows": TWICE,
+    "applies a leader's own command in a term that is over": TWICE,
+    "a change of members counts while both halves still decide": TWICE,
+    "plans while voters are between two sets": TWICE,
+    "a second change of members while one is under way": TWICE,
+    # What no run has
+    "speaks for another node": LIARS,
+    "as many vote as there are": FIVE,
+    "a batch that is refused in part leaves its events behind": "no rule that clients of chaos come"
+    " to tells of anything before it refuses",
+    "a lease begins anew where work begins": RUNNER,
+    "the dead of another's tale are dead at once": HINT,
+    "new work goes to hosts that are silent": COSTS,
+    "a voter that is gone is never replaced": "every host comes back before the end, so the voters"
+    " are those again that were",
+    "a copy of a host that is down gets its name": "no host of chaos is a copy of another",
+    "a name is given over while its last lease runs": "no host of chaos comes back under its old"
+    " name before the last one's lease is over",
+    "a watch passes over events that are no longer kept": KEPT,
+    "a replica passes over events that are no longer kept": KEPT,
+    "who is full misses events and hears no word of it": KEPT,
     # What goes on elsewhere
     "what was forgotten is taken anew after a restart": MANY,
     "each replica forgets requests when it likes": MANY,
     "a copy that goes on is sent from its beginning": COSTS,
-    "a watch tells events again where past and present meet": WATCH,
-    "a watch passes over events that are no longer kept": WATCH,
-    "a replica passes over events that are no longer kept": WATCH,
-    "who is full misses events and hears no word of it": WATCH,
     "stays with a replica that is cut off from the others": COSTS,
     "stays with a replica that is silent": COSTS,
 }
