@@ -20,11 +20,11 @@ from swarmd import __version__
 from swarmd.cli.client import Daemon, Refused, job_path
 from tests.binary import built_binary
 from tests.cli import environment
-from tests.daemon import end_runner, runner_pids
+from tests.daemon import SURFACES, end_runner, runner_pids
 from tests.parts import need
 
 WAIT_S = 30.0
-ANY_PORTS = "[mesh]\nport = 0\n[surfaces.jobqueue]\nport = 0\n[surfaces.console]\nport = 0\n"
+ANY_PORTS = "[mesh]\nport = 0\n" + "".join(f"[surfaces.{name}]\nport = 0\n" for name in SURFACES)
 
 # Built once, so on one worker; with those of the units, which install it.
 pytestmark = pytest.mark.xdist_group("binary")
