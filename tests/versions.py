@@ -51,7 +51,7 @@ _REPLACED: tuple[tuple[str, str, str], ...] = (
      "\n    | RaiseVersion\n    | PutNotice\n"),
     ("swarmd/state/commands.py", "\n    RaiseVersion: int,\n",
      "\n    RaiseVersion: int,\n    PutNotice: int,\n"),
-    ("swarmd/state/commands.py", "HoldAttempts: 2}", f"HoldAttempts: 2, PutNotice: {NEXT}}}"),
+    ("swarmd/state/commands.py", "    HoldAttempts: 2,\n}", f"    HoldAttempts: 2,\n    PutNotice: {NEXT},\n}}"),
     ("swarmd/state/machine.py", "    c.RaiseVersion: nodes.raise_version,\n",
      "    c.RaiseVersion: nodes.raise_version,\n    c.PutNotice: nodes.put_notice,\n"),
     ("swarmd/state/schema.py", '    ("trust", 1, _TRUST),\n',

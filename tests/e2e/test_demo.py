@@ -20,7 +20,7 @@ import pytest
 from swarmd.cli import demo as demo_module
 from swarmd.cli.client import Refused
 from tests.cli import command, environment, swarmd
-from tests.daemon import free_ports, running_daemon
+from tests.daemon import SURFACES, free_ports, running_daemon
 
 TIMEOUT_S = 60
 AT_ONCE = 4
@@ -44,7 +44,7 @@ def test_demo_shows_a_job_and_leaves_nothing_behind(tmp_path: Path) -> None:
     assert said.json["job"]["status"] == "completed"
     assert said.json["job"]["stdout"].startswith("hello from ")
     assert [node["name"] for node in said.json["nodes"]] == ["demo-1"]
-    assert said.json["urls"].keys() == {"jobqueue", "console"}
+    assert said.json["urls"].keys() == set(SURFACES)
     assert os.listdir(tmp_path) == []
     assert not _processes_of(tmp_path)
 
@@ -94,7 +94,7 @@ def test_demos_started_at_the_same_instant_all_succeed(tmp_path: Path) -> None:
         try:
             # Each says its word and stays, so none frees a port that another then has.
             urls = [url for each in demos for url in _document(each)["urls"].values()]
-            assert len(set(urls)) == 2 * AT_ONCE
+            assert len(set(urls)) == len(SURFACES) * AT_ONCE
         finally:
             for each in demos:
                 each.terminate()
