@@ -104,6 +104,7 @@ class SurfaceSection:
 class SurfacesSection:
     jobqueue: SurfaceSection = SurfaceSection(port=8080)
     buildswarm: SurfaceSection = SurfaceSection(port=8100)
+    buildadmin: SurfaceSection = SurfaceSection(port=8093)
     console: SurfaceSection = SurfaceSection(port=8470)
 
 
@@ -172,6 +173,59 @@ class DownloadsSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SshSection:
+    """How this node reaches hosts that run no swarmd. Without a key file it reaches none."""
+
+    user: str = setting("root", "the account on those hosts")
+    port: int = setting(22, "where their sshd listens", low=1, high=65535)
+    key_file: str | None = setting(
+        None, "the private key, of the OpenSSH or PEM form, without a passphrase", kind="file"
+    )
+    known_hosts: str | None = setting(
+        None, "the keys of those hosts; no host is believed that is not in it", kind="file"
+    )
+    pin_first: bool = setting(
+        False, "believe the first key of a builder that known_hosts does not have, and keep it in"
+        " the swarm"
+    )  # fmt: skip
+    hosts: Mapping[str, str] = setting(
+        dict, "NAME=HOST[:PORT] of builders that are not reached where they say they are"
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CareSection:
+    """How builders are probed, and what is done for those that fail."""
+
+    enabled: bool = setting(True, "probe builders and heal them while this node leads")
+    service: str = setting("swarm-drone", "the service on hosts that run no swarmd", kind="service")
+    own_service: str = setting("swarmd", "the service that this node runs as", kind="service")
+    paths: tuple[str, ...] = setting(("/",), "whose disks must not be full", kind="file")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PayloadsSection:
+    """Where payloads lie on builders, with which mode, and what is started again after them."""
+
+    binary: str = setting("/usr/local/bin/swarm-drone", "the builder's program", kind="file")
+    binary_mode: str = setting("0755", "its mode, in octal", kind="mode")
+    init_script: str = setting("/etc/init.d/swarm-drone", "its init script", kind="file")
+    init_script_mode: str = setting("0755", "its mode, in octal", kind="mode")
+    config: str = setting("/etc/swarm-drone/config.json", "its configuration", kind="file")
+    config_mode: str = setting("0640", "its mode, in octal", kind="mode")
+    portage_config: str = setting(
+        "/etc/portage/repos.conf/binhost.conf", "where Portage finds the binary host", kind="file"
+    )
+    portage_config_mode: str = setting("0644", "its mode, in octal", kind="mode")
+    service: str = setting(
+        "swarm-drone", "what is started again after the program or the init script"
+    )
+    heartbeat_s: float = setting(
+        60.0, "for a sign of life after that", low=1.0, high=3600.0
+    )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSection:
     events_keep: int = setting(200_000, "events kept for those who resume", low=1000)
 
@@ -198,6 +252,9 @@ class Config:
     http: HttpSection = HttpSection()
     jobs: JobsSection = JobsSection()
     downloads: DownloadsSection = DownloadsSection()
+    ssh: SshSection = SshSection()
+    payloads: PayloadsSection = PayloadsSection()
+    care: CareSection = CareSection()
     store: StoreSection = StoreSection()
     security: SecuritySection = field(default=SecuritySection(), repr=False)
     log: LogSection = LogSection()

@@ -277,6 +277,18 @@ def _read_unit(text: Any) -> str:
     return str(text)
 
 
+def _read_mode(text: Any) -> str:
+    if not re.fullmatch(r"0?[0-7]{3}", text):
+        raise Invalid(f'is {_shown(text)}; write three octal digits in quotes, such as "0755"')
+    return str(text)
+
+
+def _read_service(text: Any) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9@:._-]{0,127}", text):
+        raise Invalid(f"is {_shown(text)}; write the name of a service, such as swarm-drone")
+    return str(text)
+
+
 _KINDS: dict[str, Callable[[Any], str]] = {
     "name": values.node_name,
     "ip": values.ip_address,
@@ -286,6 +298,8 @@ _KINDS: dict[str, Callable[[Any], str]] = {
     "join-token": _read_token,
     "file": _read_file,
     "unit": _read_unit,
+    "service": _read_service,
+    "mode": _read_mode,
 }
 
 
@@ -332,6 +346,10 @@ def _check(config: Config) -> None:
                     f"surfaces.{other}.port and surfaces.{each.name}.port are both"
                     f" {surface.port} at {address}; move one, or switch one off"
                 )
+    if config.surfaces.buildadmin.open:
+        raise Invalid(
+            "surfaces.buildadmin.open cannot be true: that surface takes the admin key always"
+        )
     if config.jobs.log_bytes_max > config.jobs.logs_total_bytes_max:
         raise Invalid("jobs.log_bytes_max is larger than jobs.logs_total_bytes_max")
     origin = config.origins.get("security.admin_key", "")

@@ -7,13 +7,20 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import stat
 import sys
+from collections import deque
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TextIO
 
 FACT_CHARS_MAX = 500
 FACTS_MAX = 24
 TRACEBACK_CHARS_MAX = 16_000
+KEPT_LINES_MAX = 2000
+KEPT_CHARS_MAX = 2000
+"""Of a line."""
 QUIET = ("hypercorn.error", "hypercorn.access", "quart.app", "quart.serving", "trio_websocket")
 """Libraries that tell of every odd client; only what is broken on our side is of interest."""
 
@@ -22,11 +29,14 @@ _SECRET = ("key", "token", "password", "secret", "authorization", "cookie")
 
 
 def set_up(level: str, format: str, stream: TextIO | None = None) -> None:
-    """Let the root logger tell on `stream` (stderr), and nothing else tell anywhere."""
+    """Let the root logger tell on `stream` (stderr), keep the last lines of it, and nothing else
+    tell anywhere."""
     handler = logging.StreamHandler(stream or sys.stderr)
     handler.setFormatter(JsonLines() if format == "json" else TextLines())
+    kept = Kept()
+    kept.setFormatter(TextLines())
     root = logging.getLogger()
-    root.handlers[:] = [handler]
+    root.handlers[:] = [handler, kept]
     root.setLevel(level.upper())
     logging.captureWarnings(True)
     # A full disk behind stderr must not turn every event into a second traceback.
@@ -34,6 +44,32 @@ def set_up(level: str, format: str, stream: TextIO | None = None) -> None:
     if level != "debug":
         for name in QUIET:
             logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def tail(count: int) -> tuple[str | None, list[str]]:
+    """The file that is told to, where it is one, and the last lines, oldest first."""
+    kept = next((h for h in logging.getLogger().handlers if isinstance(h, Kept)), None)
+    return _told_to(), [] if kept is None else [*kept.lines][-count:]
+
+
+def _told_to() -> str | None:
+    try:
+        if stat.S_ISREG(os.fstat(sys.stderr.fileno()).st_mode):
+            return str(Path(f"/proc/self/fd/{sys.stderr.fileno()}").readlink())
+    except (OSError, ValueError):
+        pass
+    return None
+
+
+class Kept(logging.Handler):
+    """The last lines that were told, for those who ask from afar."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: deque[str] = deque(maxlen=KEPT_LINES_MAX)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.extend(line[:KEPT_CHARS_MAX] for line in self.format(record).split("\n"))
 
 
 class TextLines(logging.Formatter):

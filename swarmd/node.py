@@ -17,7 +17,10 @@ from typing import Any
 
 import trio
 
+from api.buildswarm import admin as buildadmin
 from api.buildswarm import app as buildswarm
+from api.buildswarm.payload_routes import Admin
+from api.buildswarm.routes import Swarm
 from api.common.limits import HttpLimits
 from api.common.serve import open_surfaces
 from api.common.surface import Access, Surface
@@ -25,10 +28,11 @@ from api.console import app as console
 from api.console.routes import Console
 from api.jobqueue import app as jobqueue
 from mesh.identity.files import Identity
-from swarmd import __version__
+from swarmd import __version__, logs
 from swarmd.agent.attempts import Attempts, AttemptsSettings, open_attempts
 from swarmd.agent.binaries import Binaries
 from swarmd.agent.blobs import BlobStore
+from swarmd.agent.healing import answer_care
 from swarmd.agent.keeping import drop_unneeded
 from swarmd.agent.launch import find_account, reachable
 from swarmd.agent.leftovers import clear_leftovers
@@ -44,17 +48,26 @@ from swarmd.config import Config, SurfaceSection
 from swarmd.config_sources import report
 from swarmd.control.leadership import lead_when_elected
 from swarmd.control.members import VoterSettings
+from swarmd.control.reaching import CareSettings, Ways
 from swarmd.control.upkeep import UpkeepSettings
 from swarmd.domain.errors import SwarmError, Unavailable
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Capacity, Node
+from swarmd.domain.payloads import PayloadSort
 from swarmd.drivers.gpu import list_gpus
 from swarmd.drivers.http import HttpSettings
 from swarmd.drivers.process import RunnerClient, RunnerSettings, open_runner
+from swarmd.drivers.ssh_targets import SshTarget
 from swarmd.ops import swarm
+from swarmd.ops.payloads import PayloadFile
 from swarmd.ops.ping import answer_pings
 from swarmd.ops.raft import Copies
+from swarmd.ops.reach import Hosts, Reach, open_reach
+from swarmd.ops.rollout import Deploying, Rollouts, open_rollouts
+from swarmd.ops.signing import answer_signing
 from swarmd.paths import claimed
+from swarmd.state.build_queries import BuilderView
+from swarmd.state.care_queries import Cared
 from swarmd.state.commands import VERSION
 from swarmd.state.queries import ListDuties
 
@@ -99,13 +112,19 @@ async def open_node(config: Config) -> AsyncIterator[RunningNode]:
             await clear_leftovers(data_dir)
         async with (
             open_cluster(config, data_dir, earlier, partial(_describe, config)) as cluster,
-            _leading(config, cluster),
+            _reaching(config, cluster) as (reach, ways),
+            _leading(config, cluster, ways),
         ):
             store = BlobStore(data_dir / "blobs", bytes_max=config.jobs.blobs_total_bytes_max)
             answer_pings(cluster)
+            answer_care(cluster, config.care.own_service, config.care.paths)
+            answer_signing(cluster)
             cluster.blobs = NodeBlobs(cluster, store, config.jobs.blob_bytes_max)
-            async with _open_agent(config, cluster, store, data_dir, running):
-                surfaces = _surfaces(config, cluster, running, data_dir)
+            async with (
+                _open_agent(config, cluster, store, data_dir, running),
+                _deploying(config, cluster, reach) as rollouts,
+            ):
+                surfaces = _surfaces(config, cluster, running, data_dir, rollouts)
                 async with open_surfaces(
                     surfaces, _limits(config), admin_key=lambda: running.admin_key, wall=time.time
                 ) as bound:
@@ -122,14 +141,28 @@ async def open_node(config: Config) -> AsyncIterator[RunningNode]:
 
 
 @asynccontextmanager
-async def _leading(config: Config, cluster: Hosted) -> AsyncIterator[None]:
+async def _reaching(config: Config, cluster: Hosted) -> AsyncIterator[tuple[Reach, Ways]]:
+    """How this node reaches builders, and heals them while it leads."""
+    ssh = config.ssh
+    hosts = Hosts(ssh.key_file, ssh.user, ssh.port, ssh.known_hosts, ssh.pin_first, ssh.hosts)
+    care = CareSettings(**{f.name: getattr(config.care, f.name) for f in fields(config.care)})
+    async with open_reach(cluster, hosts) as reach:
+
+        async def target(cared: Cared) -> SshTarget:
+            return await reach.target(BuilderView(cared.builder, cared.node, (), (), False))
+
+        yield reach, Ways(cluster, care, reach.ssh, target)
+
+
+@asynccontextmanager
+async def _leading(config: Config, cluster: Hosted, ways: Ways) -> AsyncIterator[None]:
     """What this node does while it leads."""
     voters = config.mesh.voters
     upkeep = UpkeepSettings(config.jobs.keep_s, config.store.events_keep)
     settings = VoterSettings(voters, max(voters, VoterSettings.voters_many))
     async with trio.open_nursery() as nursery:
         if isinstance(cluster, Replica):
-            nursery.start_soon(lead_when_elected, cluster, upkeep, settings)
+            nursery.start_soon(lead_when_elected, cluster, upkeep, settings, ways)
         yield
         nursery.cancel_scope.cancel()
 
@@ -280,8 +313,23 @@ async def _open_attempts(
         yield attempts
 
 
+@asynccontextmanager
+async def _deploying(config: Config, cluster: Hosted, reach: Reach) -> AsyncIterator[Rollouts]:
+    """What builders are given from here."""
+    section = config.payloads
+    files = {
+        sort: PayloadFile(
+            getattr(section, sort.value), int(getattr(section, f"{sort.value}_mode"), 8)
+        )
+        for sort in PayloadSort
+    }
+    on = Deploying(cluster, reach, files, section.service, section.heartbeat_s)
+    async with open_rollouts(on) as rollouts:
+        yield rollouts
+
+
 def _surfaces(
-    config: Config, cluster: Hosted, running: RunningNode, data_dir: Path
+    config: Config, cluster: Hosted, running: RunningNode, data_dir: Path, rollouts: Rollouts
 ) -> tuple[Surface, ...]:
     advertised = config.node.advertise
     names = (advertised.rpartition(":")[0] or advertised,) if advertised else ()
@@ -301,16 +349,29 @@ def _surfaces(
     section = config.surfaces.jobqueue
     if section.enabled:
         surfaces.append(jobqueue.surface(cluster, **placed("jobqueue", section)))
+    began = time.monotonic()
+    address = cluster.node.addresses[0] if cluster.node.addresses else "127.0.0.1"
     section = config.surfaces.buildswarm
     if section.enabled:
-        began = time.monotonic()
         surfaces.append(buildswarm.surface(
             cluster, admin_key=lambda: running.admin_key, version=__version__,
-            uptime_s=lambda: time.monotonic() - began,
-            address=cluster.node.addresses[0] if cluster.node.addresses else "127.0.0.1",
+            uptime_s=lambda: time.monotonic() - began, address=address,
             staging=data_dir / "staging", package_bytes_max=config.jobs.blob_bytes_max,
             **placed("buildswarm", section),
         ))  # fmt: skip
+    section = config.surfaces.buildadmin
+    if section.enabled:
+        where = placed("buildadmin", section)
+        del where["access"]  # it takes the key always
+        operators = Swarm(
+            cluster, lambda: running.admin_key, __version__, lambda: time.monotonic() - began,
+            address, config.surfaces.buildswarm.port,
+        )  # fmt: skip
+        admin = Admin(
+            operators, rollouts, logs.tail, data_dir / "state.db", config.jobs.blob_bytes_max,
+            section.port,
+        )  # fmt: skip
+        surfaces.append(buildadmin.surface(admin, **where))
     section = config.surfaces.console
     behind = Console(
         cluster,

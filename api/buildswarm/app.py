@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from api.buildswarm import binhost
+from api.buildswarm import binhost, care_routes
 from api.buildswarm.binhost import BinHost
 from api.buildswarm.envelope import ENVELOPE
 from api.buildswarm.routes import API, ROUTES, Swarm, hot_routes
 from api.common.surface import Access, Surface
 from swarmd.cluster.handle import Cluster
-from swarmd.ops.binhost import Index
+from swarmd.ops.binhost import Index, clear_staging
 
 NAME = "buildswarm"
 PORT = 8100
@@ -32,12 +32,13 @@ def surface(
     hosts: tuple[str, ...] = (),
     origins: tuple[str, ...] = (),
 ) -> Surface:
+    clear_staging(staging)
     swarm = Swarm(cluster, admin_key, version, uptime_s, address, port)
     files = BinHost(swarm, Index(cluster), staging, package_bytes_max)
     return Surface(
         name=NAME,
         envelope=ENVELOPE,
-        hot=(*hot_routes(swarm, ROUTES), *binhost.hot_routes(files)),
+        hot=(*hot_routes(swarm, (*ROUTES, *care_routes.ROUTES)), *binhost.hot_routes(files)),
         binds=binds,
         port=port,
         access=access,

@@ -1,24 +1,32 @@
-"""The binary host's routes: what Portage reads of PORTAGE_BINHOST, and where builders put what they
-made. Reading takes no key; staging takes the admin key, or the drone's own token."""
+"""The binary host's routes: what Portage reads of PORTAGE_BINHOST, the key it checks that with, and
+where builders put what they made. Reading takes no key; staging takes the admin key, or the drone's
+own token."""
 
 from __future__ import annotations
 
 import hmac
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from email.utils import formatdate, parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 
-from api.buildswarm.routes import Swarm, check_admin, token_of
+from api.buildswarm.routes import API, Swarm, check_admin, token_of
 from api.common.streams import stream_answer
 from api.common.surface import HotRoute, Request, Response, json_answer
 from swarmd.domain.binpkgs import BinPkg
 from swarmd.domain.errors import Invalid, Unauthorized
-from swarmd.ops import binhost
+from swarmd.ops import binhost, signing
 
 BINHOST = "/binhost"
 OCTETS = "application/octet-stream"
+PLAIN = "text/plain; charset=utf-8"
+GZIP = "application/gzip"
+KEYS = "application/pgp-keys"
 TOKEN_CHARS_MAX = 256
+SINCE_TOLERANCE_S = 5
+"""Portage asks for what is newer than its index and this. Taken by the letter, it would miss what
+changes so soon after a change."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +43,10 @@ class BinHost:
 def hot_routes(on: BinHost) -> tuple[HotRoute, ...]:
     staging = f"{BINHOST}/staging"
     return (
-        HotRoute("GET", f"{BINHOST}/Packages", partial(_index, on)),
+        HotRoute("GET", f"{BINHOST}/Packages", partial(_index, on, False)),
+        HotRoute("GET", f"{BINHOST}/Packages.gz", partial(_index, on, True)),
+        HotRoute("GET", f"{BINHOST}/swarm.asc", partial(_key, on)),
+        HotRoute("GET", f"{API}/binhost/explain", partial(_explain, on)),
         HotRoute("GET", f"{BINHOST}/{{category}}/{{file}}", partial(_read, on)),
         HotRoute("GET", f"{BINHOST}/{{category}}/{{name}}/{{file}}", partial(_read, on)),
         *(
@@ -45,8 +56,40 @@ def hot_routes(on: BinHost) -> tuple[HotRoute, ...]:
     )
 
 
-async def _index(on: BinHost, request: Request) -> Response:
-    return Response(200, await on.index.read(), "text/plain; charset=utf-8")
+async def _index(on: BinHost, packed: bool, request: Request) -> Response:
+    file = await on.index.read()
+    tag = f'"{file.at:x}{"-gz" if packed else ""}"'
+    at_s = file.at // 1000
+    headers = (("ETag", tag), ("Last-Modified", formatdate(at_s, usegmt=True)))
+    if _is_known(request, tag, at_s):
+        return Response(304, headers=headers)
+    if packed:
+        return Response(200, file.packed, GZIP, headers)
+    return Response(200, file.plain, PLAIN, headers)
+
+
+def _is_known(request: Request, tag: str, at_s: int) -> bool:
+    """Whether who asks has this very index."""
+    if (tags := request.header(b"if-none-match")) is not None:
+        return tag in [each.strip().removeprefix("W/") for each in tags.split(",")]
+    try:
+        since = parsedate_to_datetime(request.header(b"if-modified-since") or "")
+        return since.timestamp() == at_s + SINCE_TOLERANCE_S
+    except (ValueError, OverflowError):
+        return False
+
+
+async def _key(on: BinHost, request: Request) -> Response:
+    key = await signing.public_key(on.swarm.cluster)
+    return Response(200, key.armored.encode(), KEYS)
+
+
+async def _explain(on: BinHost, request: Request) -> Response:
+    package = request.arg("package")
+    if not package:
+        raise Invalid("say which package: ?package=dev-libs/openssl", field="package")
+    said = {name: request.arg(name) or "" for name in binhost.Host.__struct_fields__}
+    return json_answer(await binhost.explain_fit(on.swarm.cluster, package, binhost.Host(**said)))
 
 
 def _path(request: Request) -> str:
@@ -59,11 +102,16 @@ def _path(request: Request) -> str:
 
 async def _read(on: BinHost, request: Request) -> Response:
     pkg = await binhost.find(on.swarm.cluster, _path(request))
-    return stream_answer(_bytes(on, pkg), content_type=OCTETS, length=pkg.size_bytes)
+    chunks = _bytes(on, pkg)
+    # A refusal to open it is the answer; once bytes are on their way they can only be cut off.
+    await anext(chunks)
+    return stream_answer(chunks, content_type=OCTETS, length=pkg.size_bytes)
 
 
 async def _bytes(on: BinHost, pkg: BinPkg) -> AsyncIterator[bytes]:
+    """Nothing at first, when it is open."""
     async with binhost.open_package(on.swarm.cluster, pkg) as chunks:
+        yield b""
         async for chunk in chunks:
             yield chunk
 

@@ -122,7 +122,7 @@ def _metrics(said: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def cores_of(query: Mapping[str, str]) -> int:
-    return _cores(_whole(query, "cores", 1, CORES_MAX))
+    return _cores(whole_of(query, "cores", 1, CORES_MAX))
 
 
 class CompleteIn(msgspec.Struct, frozen=True):
@@ -202,7 +202,7 @@ def flag(query: Mapping[str, str], name: str) -> bool:
 
 
 def limit_of(query: Mapping[str, str], usual: int) -> int:
-    return min(_whole(query, "limit", usual, 10**15, low=1), LIMIT_MAX)
+    return min(whole_of(query, "limit", usual, 10**15, low=1), LIMIT_MAX)
 
 
 def since_ms(query: Mapping[str, str]) -> int:
@@ -214,7 +214,7 @@ def since_ms(query: Mapping[str, str]) -> int:
     return int(float(value) * 1000)
 
 
-def _whole(query: Mapping[str, str], name: str, usual: int, high: int, low: int = 0) -> int:
+def whole_of(query: Mapping[str, str], name: str, usual: int, high: int, low: int = 0) -> int:
     value = query.get(name)
     if value is None or value == "":
         return usual

@@ -42,6 +42,7 @@ from api.buildswarm.shapes import (
 )
 from api.buildswarm.words import KINDS, TYPES
 from api.common.bodies import read_json
+from api.common.slices import in_slices
 from api.common.streams import shielded
 from api.common.surface import HotRoute, Request, Response, json_answer
 from swarmd.cluster.handle import Cluster
@@ -118,7 +119,9 @@ async def health(on: Swarm, request: Request) -> Response:
 
 
 async def status(on: Swarm, request: Request) -> Response:
-    return json_answer(StatusOut.of(await builds.overview(on.cluster), on.version))
+    found = await builds.overview(on.cluster)
+    drones = [drone async for drone in in_slices(found.builders, DroneOut.of)]
+    return json_answer(StatusOut.of(found, drones, on.version))
 
 
 async def nodes(on: Swarm, request: Request) -> Response:
@@ -127,7 +130,8 @@ async def nodes(on: Swarm, request: Request) -> Response:
     if wanted not in ("", "legacy"):
         raise Invalid("format must be legacy, or left out", field="format")
     everyone = flag(query, "all")
-    drones = [DroneOut.of(each) for each in await builds.list_builders(on.cluster)]
+    found = await builds.list_builders(on.cluster)
+    drones = [drone async for drone in in_slices(found, DroneOut.of)]
     shown = [drone for drone in drones if everyone or drone.status == "online"]
     return json_answer(LegacyOut(shown, []) if wanted else shown)
 
@@ -149,7 +153,7 @@ async def _events(on: Swarm, query: dict[str, str], usual: int, *, recent: bool)
         on.cluster, KINDS, limit=limit if not kind else limit * 20, since=since, about=about,
         recent=recent,
     )  # fmt: skip
-    views = [EventOut.of(event, names) for event in found]
+    views = [view async for view in in_slices(found, lambda event: EventOut.of(event, names))]
     chosen = [view for view in views if not kind or view.type == kind][:limit]
     return json_answer({"events": chosen})
 
@@ -161,14 +165,15 @@ async def history(on: Swarm, request: Request) -> Response:
         raise Invalid("status must be success or failed", field="status")
     name = text_of(query.get("drone"), "drone") or None
     wanted = BuildFilter(ok, name, limit_of(query, BUILDS_LIMIT))
-    rows = [BuildOut.of(build) for build in await builds.list_builds(on.cluster, wanted)]
+    found = await builds.list_builds(on.cluster, wanted)
+    rows = [row async for row in in_slices(found, BuildOut.of)]
     stats = TimingOut.of(await builds.totals(on.cluster))
     return json_answer({"builds": rows, "history": rows, "stats": stats})
 
 
 async def sessions(on: Swarm, request: Request) -> Response:
     found = await builds.list_sessions(on.cluster)
-    return json_answer({"sessions": [SessionOut.of(view) for view in found]})
+    return json_answer({"sessions": [view async for view in in_slices(found, SessionOut.of)]})
 
 
 # What operators say
@@ -177,7 +182,7 @@ async def sessions(on: Swarm, request: Request) -> Response:
 async def queue(on: Swarm, request: Request) -> Response:
     limit = limit_of(_query(request), QUEUE_LIMIT)
     found = await builds.list_queue(on.cluster, min(limit, QUEUE_LIMIT))
-    return json_answer([EntryOut.of(job) for job in found])
+    return json_answer([entry async for entry in in_slices(found, EntryOut.of)])
 
 
 async def enqueue(on: Swarm, request: Request) -> Response:

@@ -5,7 +5,7 @@ Field names are the documented ones; fields beyond the page may be added, none m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import msgspec
@@ -176,9 +176,8 @@ class StatusOut(msgspec.Struct, frozen=True):
     drones: dict[str, BriefOut]
 
     @classmethod
-    def of(cls, found: Overview, version: str) -> Self:
+    def of(cls, found: Overview, drones: Sequence[DroneOut], version: str) -> Self:
         counts = found.counts
-        drones = [DroneOut.of(each) for each in found.builders]
         online = [drone for drone in drones if drone.status == "online"]
         briefs = {
             drone.name: BriefOut(

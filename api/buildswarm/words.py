@@ -6,11 +6,28 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from swarmd.domain.builds import ASIDE, BLOCKED, OUTSIDE
-from swarmd.domain.events import BuilderChanged, BuildsControlled, Event, PackageBuilt
+from swarmd.domain.events import (
+    BuilderChanged,
+    BuildsControlled,
+    CareTaken,
+    Event,
+    PackageBuilt,
+    PayloadChanged,
+    PayloadMoved,
+)
 from swarmd.domain.jobs import Job, JobStatus
+from swarmd.domain.payloads import PayloadSort
 
 Said = tuple[str, str, dict[str, Any]]
 """An event's type, its sentence, and its details."""
+
+
+PAYLOADS: dict[PayloadSort, str] = {
+    PayloadSort.BINARY: "drone_binary",
+    PayloadSort.INIT_SCRIPT: "init_script",
+    PayloadSort.CONFIG: "config",
+    PayloadSort.PORTAGE_CONFIG: "portage_config",
+}
 
 
 def seconds(ms: int) -> float:
@@ -81,8 +98,47 @@ def _controlled(body: BuildsControlled, name: str) -> Said:
     return "control", f"{body.action}{at}: {body.count} affected", details
 
 
+_CARE: dict[str, str] = {
+    "begun": "{name}: {action} begins: {detail}",
+    "done": "{name}: {action} is done, level {level}",
+    "failed": "{name}: {action} failed: {detail}",
+    "healthy": "{name} is well again, {detail}",
+    "reset": "{name}: its escalation is reset, {detail}",
+}
+
+
+def _cared(body: CareTaken, name: str) -> Said:
+    words = _CARE.get(body.what, "{name}: {action}")
+    line = body.detail.partition("\n")[0][:300]
+    sentence = words.format(name=name, action=body.action, level=body.level, detail=line)
+    details = {
+        "drone_id": drone_id(body.node_id), "action": body.action or None, "level": body.level,
+        "result": body.what, "detail": body.detail,
+    }  # fmt: skip
+    return "escalation", sentence, details
+
+
+def _payload(body: PayloadChanged, name: str) -> Said:
+    word = PAYLOADS[PayloadSort(body.sort)]
+    of = f" {body.version}" if body.version else ""
+    details = {"payload_type": word, "version": body.version or None, "action": body.what}
+    return "control", f"{word}{of}: {body.what}", details
+
+
+def _moved(body: PayloadMoved, name: str) -> Said:
+    word = PAYLOADS[PayloadSort(body.sort)]
+    end = "" if body.step == "begin" else ": done" if body.ok else f": failed, {body.error[:300]}"
+    details = {
+        "drone_id": drone_id(body.node_id), "payload_type": word, "version": body.version,
+        "action": body.step, "status": "success" if body.ok else "failed",
+        "error": body.error or None,
+    }  # fmt: skip
+    return "control", f"{name}: {body.step} of {word} {body.version}{end}", details
+
+
 _SAYINGS: dict[type[Any], Callable[[Any, str], Said]] = {
     PackageBuilt: _built, BuilderChanged: _changed, BuildsControlled: _controlled,
+    CareTaken: _cared, PayloadChanged: _payload, PayloadMoved: _moved,
 }  # fmt: skip
 KINDS = tuple(kind.__name__ for kind in _SAYINGS)
 TYPES = ("register", "complete", "fail", "grounded", "stale", "control", "escalation")

@@ -12,7 +12,7 @@ import trio
 from api.common.streams import shielded, stream_answer
 from api.common.surface import HotRoute, Request, Response, json_answer
 from api.common.texts import answer_with_texts
-from api.console import members, raft, trust
+from api.console import binhost, members, raft, trust
 from api.console.shapes import JobIn, JobOut, Json, StopIn, read_body
 from swarmd.cluster.handle import Cluster
 from swarmd.domain.errors import Invalid
@@ -214,6 +214,11 @@ ROUTES = (
     Route("POST", f"{API}/members/remove", members.remove),
     Route("POST", f"{API}/members/leave", members.leave, timeout_s=None),
     Route("POST", f"{API}/members/promote", members.promote),
+    Route("GET", f"{API}/binhost", binhost.list_pkgs),
+    Route("GET", f"{API}/binhost/explain", binhost.explain),
+    Route("GET", f"{API}/binhost/key", binhost.key),
+    Route("POST", f"{API}/binhost/key/rotate", binhost.rotate),
+    Route("POST", f"{API}/binhost/remove", binhost.remove),
     Route("GET", f"{API}/keyring", members.keyring),
     Route("POST", f"{API}/keyring/rotate", members.rotate),
     Route("POST", f"{API}/ping", members.measure),

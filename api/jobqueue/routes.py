@@ -5,15 +5,15 @@ All of them are hot routes, answered without Quart; only the WebSocket of logs i
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
 
 import trio
 
 from api.common.bodies import read_json, read_json_array
 from api.common.metrics import RequestMetrics
+from api.common.slices import in_slices, let_go
 from api.common.streams import shielded, stream_answer
 from api.common.surface import (
     RETRY_AFTER_S,
@@ -62,14 +62,9 @@ SUBMIT_BYTES_MAX = 1024 * 1024
 BULK_BYTES_MAX = 4 * 1024 * 1024
 REPORT_BYTES_MAX = 8 * 1024 * 1024
 """Two streams of 1 MiB, escaped, and then some: what is over is cut, not refused."""
-_SLICE_S = 0.001
-"""What is translated between two chances for other requests."""
 
 OUTPUTS = frozenset({"stdout", "stderr", "error_message"})
 """Members that nobody executes: they may hold any character, NUL too."""
-
-T = TypeVar("T")
-U = TypeVar("U")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,12 +117,12 @@ async def submit_many(queue: Queue, request: Request) -> Response:
     asked = await read_json_array(request, JobIn, count_max=BULK_JOBS_MAX)
     if not asked:
         raise Invalid(f"send an array of 1 to {BULK_JOBS_MAX} jobs")
-    specs = [spec async for spec in _in_slices(asked, _spec_or_refusal)]
-    await _let_go(asked)
+    specs = [spec async for spec in in_slices(asked, _spec_or_refusal)]
+    await let_go(asked)
     outcomes = await shielded(jobs.submit_many, queue.cluster, request.actor, specs)
-    answers = [answer async for answer in _in_slices(enumerate(outcomes), _accepted_or_rejected)]
+    answers = [answer async for answer in in_slices(enumerate(outcomes), _accepted_or_rejected)]
     refusals = [outcome for outcome in outcomes if isinstance(outcome, SwarmError)]
-    await _let_go(specs, outcomes)
+    await let_go(specs, outcomes)
     if len(refusals) < len(answers):
         return json_answer(answers, 201)
     # Nothing came of it: the client's fault, unless the node could take none of them just now.
@@ -155,7 +150,7 @@ def _accepted_or_rejected(outcome: tuple[int, Job | SwarmError]) -> Standing | R
 async def list_jobs(queue: Queue, request: Request) -> Response:
     found = await jobs.list_jobs(queue.cluster, list_filter(_query(request)))
     names = await swarm.node_names(queue.cluster)
-    return json_answer([row async for row in _in_slices(found, lambda job: Row.of(job, names))])
+    return json_answer([row async for row in in_slices(found, lambda job: Row.of(job, names))])
 
 
 async def find(queue: Queue, request: Request) -> Response:
@@ -183,7 +178,7 @@ async def cancel_many(queue: Queue, request: Request) -> Response:
         partial(jobs.cancel_many, only_pending=True), queue.cluster, request.actor, asked
     )
     cancelled = CancelledMany.of(asked, outcomes)
-    await _let_go(outcomes)
+    await let_go(outcomes)
     return json_answer(cancelled)
 
 
@@ -267,7 +262,7 @@ async def show_stats(queue: Queue, request: Request) -> Response:
 
 async def show_executors(queue: Queue, request: Request) -> Response:
     found = await stats.executors(queue.cluster)
-    return json_answer([view async for view in _in_slices(found, ExecutorOut.of)])
+    return json_answer([view async for view in in_slices(found, ExecutorOut.of)])
 
 
 async def _details(queue: Queue, job: Job) -> Response:
@@ -285,29 +280,6 @@ async def _details(queue: Queue, job: Job) -> Response:
 
 def _query(request: Request) -> dict[str, str]:
     return {name: values[0] for name, values in request.query.items()}
-
-
-async def _in_slices(things: Iterable[T], of: Callable[[T], U]) -> AsyncIterator[U]:
-    """Translate many without holding the loop for all of them."""
-    until = trio.current_time() + _SLICE_S
-    for thing in things:
-        if trio.current_time() >= until:
-            await trio.lowlevel.checkpoint()
-            until = trio.current_time() + _SLICE_S
-        yield of(thing)
-
-
-async def _let_go(*lists: list[Any]) -> None:
-    """Empty lists that belong together. A thousand jobs may be made of half a million strings;
-    freed all at once, when the request ends, they would hold the loop."""
-    until = trio.current_time() + _SLICE_S
-    while any(lists):
-        for held in lists:
-            if held:
-                held.pop()
-        if trio.current_time() >= until:
-            await trio.lowlevel.checkpoint()
-            until = trio.current_time() + _SLICE_S
 
 
 ROUTES: tuple[Route, ...] = (

@@ -29,7 +29,7 @@ from swarmd.cli import options, show
 from swarmd.cli.client import Daemon, Refused, job_path
 from swarmd.cli.main import EXIT_REFUSED, tell
 
-DOCUMENTED_PORTS = {"jobqueue": 8080, "console": 8470, "buildswarm": 8100}
+DOCUMENTED_PORTS = {"jobqueue": 8080, "console": 8470, "buildswarm": 8100, "buildadmin": 8093}
 ANY_PORT = 0
 READY_TIMEOUT_S = 30.0
 TOKEN_S = 600

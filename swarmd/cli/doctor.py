@@ -190,7 +190,7 @@ def _ports(config: Config) -> list[Finding]:
     sections: list[tuple[str, tuple[str, ...], int]] = [
         ("mesh", config.mesh.bind or config.node.bind, config.mesh.port)
     ]
-    for name in ("jobqueue", "console", "buildswarm"):
+    for name in ("jobqueue", "console", "buildswarm", "buildadmin"):
         section = getattr(config.surfaces, name)
         if section.enabled:
             sections.append((f"surfaces.{name}", section.bind or config.node.bind, section.port))

@@ -8,7 +8,9 @@ import msgspec
 
 from swarmd.cluster.handle import Ask, LogView, RingView, Rotated
 from swarmd.domain.actors import Actor
+from swarmd.domain.care import CareAction
 from swarmd.domain.jobs import AttemptId, JobId, NodeId
+from swarmd.domain.probes import Probed, ProbeStatus
 
 
 class Beat(Ask[None], frozen=True):
@@ -63,6 +65,56 @@ class BuilderSign(msgspec.Struct, frozen=True):
 
 class ListSigns(Ask["list[BuilderSign]"], frozen=True):
     """When each builder was last heard of, and what it said."""
+
+
+class ProbeSign(msgspec.Struct, frozen=True):
+    """What came of the last probe of a builder."""
+
+    node_id: NodeId
+    way: str
+    """ssh or mesh; "" where there is none, and `detail` says why."""
+    at: int | None = None
+    """When it was asked, in milliseconds since 1970, by the leader's clock."""
+    answered_at: int | None = None
+    """When it last answered."""
+    latency_ms: float | None = None
+    status: ProbeStatus | None = None
+    found: Probed | None = None
+    """What it last said of itself."""
+    failures: int = 0
+    """In a row."""
+    detail: str = ""
+
+
+class Probes(msgspec.Struct, frozen=True):
+    running: bool
+    round_at: int | None
+    """When all were last probed."""
+    signs: tuple[ProbeSign, ...]
+
+
+class ListProbes(Ask[Probes], frozen=True):
+    """What came of the last probes: for the node that leads."""
+
+
+class ProbeNow(Ask[Probes], frozen=True):
+    """Probe these builders at once: for the node that leads. Those with no way to them are passed
+    over."""
+
+    node_ids: tuple[NodeId, ...]
+    waits: bool
+    """For what comes of it."""
+
+
+class ProbeHost(Ask[Probed], frozen=True):
+    """How the host of the node is. Unavailable: it does not come to say it."""
+
+
+class ActOnHost(Ask[None], frozen=True):
+    """Do this to the host of the node, or to its service. It is only begun, where it would end the
+    node. Unavailable: it cannot be done there."""
+
+    action: CareAction
 
 
 class Lease(msgspec.Struct, frozen=True):
@@ -175,6 +227,26 @@ class RotateKeyring(Ask[Rotated], frozen=True):
     actor: Actor
 
 
+class ReadSigningKey(Ask[bytes], frozen=True):
+    """The public half of the key that signs packages, which is made where there is none. For a
+    node that can open what the swarm keeps sealed; Unavailable: this one cannot."""
+
+
+class SignDigest(Ask[bytes], frozen=True):
+    """Put the key of packages to a SHA-512. For such a node as above. Unavailable: that is the
+    swarm's key no longer. Invalid: it is no SHA-512."""
+
+    fingerprint: str
+    digest: bytes
+
+
+class RotateSigningKey(Ask[bytes], frozen=True):
+    """A new key for packages: its public half. For such a node as above. Conflict: another was made
+    meanwhile."""
+
+    actor: Actor
+
+
 class EndWork(Ask[None], frozen=True):
     """End what runs on the node, have the swarm queue it again, and start nothing more. With
     `resume`: take up work again."""
@@ -208,6 +280,10 @@ AnyAsk = (
     | BuilderBeat
     | WantWork
     | ListSigns
+    | ListProbes
+    | ProbeNow
+    | ProbeHost
+    | ActOnHost
     | RenewLease
     | ReadLog
     | ReadClock
@@ -218,6 +294,9 @@ AnyAsk = (
     | PromoteMember
     | ReadRing
     | RotateKeyring
+    | ReadSigningKey
+    | SignDigest
+    | RotateSigningKey
     | EndWork
     | MeasureTrips
 )
@@ -228,6 +307,10 @@ ANSWERS: dict[type[Any], Any] = {
     BuilderBeat: BuilderNews,
     WantWork: None,
     ListSigns: list[BuilderSign],
+    ListProbes: Probes,
+    ProbeNow: Probes,
+    ProbeHost: Probed,
+    ActOnHost: None,
     RenewLease: Lease,
     ReadLog: LogChunk,
     ReadClock: int,
@@ -238,6 +321,9 @@ ANSWERS: dict[type[Any], Any] = {
     PromoteMember: MemberPromoted,
     ReadRing: RingView,
     RotateKeyring: Rotated,
+    ReadSigningKey: bytes,
+    SignDigest: bytes,
+    RotateSigningKey: bytes,
     EndWork: None,
     MeasureTrips: list[Trip],
 }

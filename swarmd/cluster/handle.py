@@ -194,6 +194,14 @@ class TrustPort(Protocol):
     async def drop_tokens(self, actor: Actor) -> int:
         """Let nobody join by a token any more. NotFound: none is good."""
 
+    async def open_secret(self, name: str) -> tuple[bytes, int] | None:
+        """What the swarm keeps sealed by this name, and its revision; None: nothing. Unavailable:
+        this node cannot open it."""
+
+    async def put_secret(self, name: str, plain: bytes, replaces: int, actor: Actor) -> int:
+        """Seal it, in place of what has the revision `replaces` (0: nothing). Its revision.
+        Conflict: another came between. Unavailable: as for open_secret."""
+
 
 class Cluster(Protocol):
     node: Node

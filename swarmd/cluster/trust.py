@@ -31,7 +31,7 @@ from swarmd.domain.events import Event, TrustChanged
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Node
 from swarmd.state.commands import DropTokens, FoundTrust, PutSecret, PutToken
-from swarmd.state.queries import GetTrust
+from swarmd.state.queries import FindSecret, GetTrust
 from swarmd.state.queries import Trust as Known
 
 log = logging.getLogger(__name__)
@@ -147,6 +147,22 @@ class Trust:
         if self._key is None:
             raise _cannot()
         return seal(self._key, name, plain, self._entropy)
+
+    async def open_secret(self, name: str) -> tuple[bytes, int] | None:
+        if (key := self._key) is None:
+            raise _cannot()
+        held = await self._cluster.read(FindSecret(name))
+        if held is None:
+            return None
+        try:
+            return unseal(key, name, held.sealed), held.revision
+        except IdentityError as error:
+            raise Unavailable(error.message) from None
+
+    async def put_secret(self, name: str, plain: bytes, replaces: int, actor: Actor) -> int:
+        return await self._cluster.propose(
+            PutSecret(name, self.sealed(name, plain), replaces), actor
+        )
 
     def boxes_for(self, nodes: Iterable[Node]) -> dict[NodeId, bytes]:
         """The sealing key, for each of them alone."""

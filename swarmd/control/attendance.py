@@ -152,6 +152,10 @@ class Attendance:
         """Whoever said nothing for too long. One not heard of yet counts from the term's start."""
         return {view.node.id for view in views if now - self._heard(view.node.id) > OFFLINE_S}
 
+    def heard_s(self, node_id: NodeId) -> float:
+        """How long ago it gave a sign of life; one not heard of yet did so at the term's start."""
+        return trio.current_time() - self._heard(node_id)
+
     def _heard(self, node_id: NodeId) -> float:
         sign = self._signs.get(node_id)
         return self._began if sign is None else sign.at

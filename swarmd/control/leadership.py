@@ -11,7 +11,9 @@ from swarmd.cluster.asks import (
     Beat,
     BuilderBeat,
     ListBeats,
+    ListProbes,
     ListSigns,
+    ProbeNow,
     PromoteMember,
     RemoveMember,
     RenewLease,
@@ -21,8 +23,10 @@ from swarmd.cluster.asks import (
 from swarmd.cluster.handle import Cluster, Leadership, read_locally
 from swarmd.control import clocks, members, upkeep
 from swarmd.control.attendance import Attendance
+from swarmd.control.care import Caretaker
 from swarmd.control.leases import Leases, give_away
 from swarmd.control.presence import Presence
+from swarmd.control.reaching import CareSettings, Ways
 from swarmd.control.removal import Removal
 from swarmd.control.scheduler import schedule
 from swarmd.control.upkeep import UpkeepSettings
@@ -34,9 +38,12 @@ PAUSE_S = 0.2
 
 
 async def lead_when_elected(
-    cluster: Cluster, upkeep_settings: UpkeepSettings, voter_settings: members.VoterSettings
-) -> None:
-    """Runs until it is cancelled; leads while this node does."""
+    cluster: Cluster, upkeep_settings: UpkeepSettings, voter_settings: members.VoterSettings,
+    ways: Ways | None = None,
+) -> None:  # fmt: skip
+    """Runs until it is cancelled; leads while this node does. Without `ways` builders are reached
+    over the mesh alone."""
+    ways = ways or Ways(cluster, CareSettings())
     # The loops look at their own replica: what they propose is fenced, and checked when applied.
     read_locally()
     while True:
@@ -45,16 +52,17 @@ async def lead_when_elected(
             await cluster.leadership_changed(standing)
             continue
         log.info("this node leads", extra={"term": standing.term})
-        await _lead(cluster, standing, upkeep_settings, voter_settings)
+        await _lead(cluster, standing, upkeep_settings, voter_settings, ways)
         log.info("this node leads no longer", extra={"term": standing.term})
 
 
 async def _lead(
     cluster: Cluster, standing: Leadership, upkeep_settings: UpkeepSettings,
-    voter_settings: members.VoterSettings,
+    voter_settings: members.VoterSettings, ways: Ways,
 ) -> None:  # fmt: skip
     presence, leases = Presence(cluster), Leases(cluster, standing.term)
     attendance = Attendance(cluster, standing.term)
+    caretaker = Caretaker(cluster, standing.term, ways, attendance.heard_s)
     removal = Removal(cluster, leases.silent)
     stops = [
         cluster.answers(RenewLease, leases.renew),
@@ -63,6 +71,8 @@ async def _lead(
         cluster.answers(BuilderBeat, attendance.beat),
         cluster.answers(WantWork, attendance.want_work),
         cluster.answers(ListSigns, attendance.list_signs),
+        cluster.answers(ListProbes, caretaker.list_probes),
+        cluster.answers(ProbeNow, caretaker.probe_now),
         cluster.answers(RemoveMember, removal.remove),
         cluster.answers(TakePlace, removal.take_place),
         cluster.answers(PromoteMember, removal.promote),
@@ -78,6 +88,8 @@ async def _lead(
                 lambda: upkeep.expire(cluster, term, presence),
                 lambda: upkeep.prune(cluster, term, upkeep_settings),
                 attendance.watch,
+                caretaker.probe,
+                caretaker.heal,
                 lambda: members.keep_members(cluster, voter_settings),
                 lambda: members.raise_version(cluster, term),
                 lambda: clocks.hand_over_when_wrong(cluster),

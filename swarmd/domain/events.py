@@ -122,6 +122,18 @@ class BuilderChanged(Body, frozen=True):
     detail: str = ""
 
 
+class CareTaken(Body, frozen=True):
+    """A step of what is done for a builder that fails."""
+
+    node_id: NodeId
+    what: str
+    """begun, done, failed, healthy, reset"""
+    action: str
+    level: int
+    """That it reaches, or was to reach."""
+    detail: str = ""
+
+
 class PackageBuilt(Body, frozen=True):
     """A builder's try at a package came to an end that counts."""
 
@@ -139,6 +151,28 @@ class BinPkgChanged(Body, frozen=True):
     path: str
     package: str
     there: bool
+
+
+class PayloadChanged(Body, frozen=True):
+    """A version of what builders are given is known, or no longer; or somebody deploys one."""
+
+    sort: str
+    version: str
+    sha256: str
+    what: str
+    """known, forgotten, roll begun, roll ended"""
+
+
+class PayloadMoved(Body, frozen=True):
+    """A step of a deployment to a builder ended."""
+
+    node_id: NodeId
+    sort: str
+    version: str
+    step: str
+    """begin, deploy, restart, health, rollback, verify"""
+    ok: bool
+    error: str = ""
 
 
 class BuildsControlled(Body, frozen=True):
@@ -168,6 +202,9 @@ EventBody = (
     | PackageBuilt
     | BuildsControlled
     | BinPkgChanged
+    | PayloadChanged
+    | PayloadMoved
+    | CareTaken
 )
 
 

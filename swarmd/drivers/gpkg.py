@@ -28,7 +28,7 @@ from swarmd.drivers.openpgp import (
     SIGNATURE_BYTES_MAX,
     Hash,
     PublicKey,
-    SigningKey,
+    Signer,
     split_clear,
 )
 from swarmd.drivers.tars import (
@@ -91,7 +91,7 @@ async def verify(path: Path, public: PublicKey, limits: Limits = DEFAULT_LIMITS)
 
 
 async def sign(
-    path: Path, out: Path, key: SigningKey, at_s: int, limits: Limits = DEFAULT_LIMITS
+    path: Path, out: Path, key: Signer, at_s: int, limits: Limits = DEFAULT_LIMITS
 ) -> Signed:
     """A copy of the package that is signed by this key and no other, at a new path. One that this
     key has signed stays where it is, and `out` is not made. The same package, key and time give
@@ -111,7 +111,7 @@ def _read(path: Path, limits: Limits, public: PublicKey | None) -> BinPkg:
         return described(_said(file, container, limits), container.file)
 
 
-def _sign(path: Path, out: Path, key: SigningKey, at_s: int, limits: Limits) -> Signed:
+def _sign(path: Path, out: Path, key: Signer, at_s: int, limits: Limits) -> Signed:
     with _opened(path, limits) as file:
         if xpak.segment_size(file.raw, file.size_bytes) is not None:
             raise Invalid("a package of the old format (xpak) cannot be signed; build a gpkg")
@@ -362,7 +362,7 @@ def _said_by_xpak(file: _File, limits: Limits) -> dict[str, str]:
     return {key: value.decode("utf-8", "replace") for key, value in values.items()}
 
 
-def _write(file: _File, container: _Container, fd: int, key: SigningKey, at_s: int) -> None:
+def _write(file: _File, container: _Container, fd: int, key: Signer, at_s: int) -> None:
     """In the order that Portage reads from afar: each signature follows what it signs."""
     records: list[str] = []
 

@@ -11,6 +11,7 @@ import binascii
 import hashlib
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -110,8 +111,50 @@ class PublicKey:
         return hashlib.sha1(_framed_key(self.body), usedforsecurity=False).digest()
 
 
+class Signer(ABC):
+    """Makes signatures of a key that may lie elsewhere: only a digest goes to where it is."""
+
+    __slots__ = ()
+    public: PublicKey
+
+    @abstractmethod
+    def numbers(self, digest: bytes) -> bytes:
+        """The key's 64 bytes over the 64 of a SHA-512. Called in the thread that signs."""
+
+    def sign(self, content: Hash, at_s: int) -> bytes:
+        """A detached, armored signature over what a SHA-512 has taken in; the hash stays as it is.
+        The same key, content and time give the same bytes."""
+        return _armored(self._signature(content, _OVER_BYTES, at_s), b"SIGNATURE")
+
+    def sign_clear(self, text: bytes, at_s: int) -> bytes:
+        """The text within its signature. Its last line must be ended."""
+        if not text.endswith(b"\n") or b"\r" in text:
+            raise Invalid("a text to be signed must be of lines that end in a line feed")
+        escaped = re.sub(rb"^-", b"- -", text, flags=re.MULTILINE)
+        signature = self._signature(hashlib.sha512(_canonical(text)), _OVER_TEXT, at_s)
+        return CLEAR_HEAD + b"Hash: SHA512\n\n" + escaped + _armored(signature, b"SIGNATURE")
+
+    def _signature(self, content: Hash, kind: int, at_s: int, facts: bytes = b"") -> bytes:
+        # gpg refuses a signature older than its key.
+        at_s = max(at_s, self.public.created_s)
+        facts = (
+            _fact(_ISSUER_FINGERPRINT, b"\x04" + self.public._digest())
+            + _fact(_CREATED, _u32(at_s))
+            + facts
+        )
+        hashed = bytes([4, kind, _EDDSA, _SHA512]) + _u16(len(facts)) + facts
+        digest = _sealed_digest(content, hashed)
+        numbers = self.numbers(digest)
+        beside = _fact(_ISSUER, self.public._digest()[-8:])
+        return _packet(
+            _SIGNATURE,
+            hashed + _u16(len(beside)) + beside + digest[:2]
+            + _number(numbers[:32]) + _number(numbers[32:]),
+        )  # fmt: skip
+
+
 @dataclass(frozen=True, slots=True)
-class SigningKey:
+class SigningKey(Signer):
     """Kept in memory alone. `export` is what the swarm seals; it never goes to a disk unsealed."""
 
     public: PublicKey
@@ -165,36 +208,8 @@ class SigningKey:
         whole = _packet(_PUBLIC_KEY, self.public.body)
         return _packet(_SECRET_KEY, body) + self.public.certificate[len(whole) :]
 
-    def sign(self, content: Hash, at_s: int) -> bytes:
-        """A detached, armored signature over what a SHA-512 has taken in; the hash stays as it is.
-        The same key, content and time give the same bytes."""
-        return _armored(self._signature(content, _OVER_BYTES, at_s), b"SIGNATURE")
-
-    def sign_clear(self, text: bytes, at_s: int) -> bytes:
-        """The text within its signature. Its last line must be ended."""
-        if not text.endswith(b"\n") or b"\r" in text:
-            raise Invalid("a text to be signed must be of lines that end in a line feed")
-        escaped = re.sub(rb"^-", b"- -", text, flags=re.MULTILINE)
-        signature = self._signature(hashlib.sha512(_canonical(text)), _OVER_TEXT, at_s)
-        return CLEAR_HEAD + b"Hash: SHA512\n\n" + escaped + _armored(signature, b"SIGNATURE")
-
-    def _signature(self, content: Hash, kind: int, at_s: int, facts: bytes = b"") -> bytes:
-        # gpg refuses a signature older than its key.
-        at_s = max(at_s, self.public.created_s)
-        facts = (
-            _fact(_ISSUER_FINGERPRINT, b"\x04" + self.public._digest())
-            + _fact(_CREATED, _u32(at_s))
-            + facts
-        )
-        hashed = bytes([4, kind, _EDDSA, _SHA512]) + _u16(len(facts)) + facts
-        digest = _sealed_digest(content, hashed)
-        numbers = Ed25519PrivateKey.from_private_bytes(self._seed).sign(digest)
-        beside = _fact(_ISSUER, self.public._digest()[-8:])
-        return _packet(
-            _SIGNATURE,
-            hashed + _u16(len(beside)) + beside + digest[:2]
-            + _number(numbers[:32]) + _number(numbers[32:]),
-        )  # fmt: skip
+    def numbers(self, digest: bytes) -> bytes:
+        return Ed25519PrivateKey.from_private_bytes(self._seed).sign(digest)
 
 
 def split_clear(signed: bytes) -> tuple[bytes, bytes]:

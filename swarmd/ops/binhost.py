@@ -1,31 +1,53 @@
 """The binary host: what builders put into staging, and what is served to those who install it.
 
-A file is looked at before it becomes a blob: what is no package of what it says it is, is none."""
+A file is looked at before it becomes a blob: what is no package of what it says it is, is none.
+What is stored and served is signed by the swarm's key, down to its last byte."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, suppress
+import gzip
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import trio
 
 from swarmd.cluster.handle import Cluster
 from swarmd.domain.actors import Actor
-from swarmd.domain.binpkgs import BinPkg, index, path_of
+from swarmd.domain.binpkgs import BinPkg, Wanted, differences, explain, index, path_of
 from swarmd.domain.builds import OUTSIDE
 from swarmd.domain.errors import Invalid, NotFound, TooLarge
+from swarmd.domain.packages import Atom, Cpv, PackageSet, parse, vercmp
 from swarmd.drivers import gpkg
 from swarmd.drivers.files import SLICE_BYTES, new_file
+from swarmd.ops import signing
 from swarmd.ops.blobs import open_blob, put
 from swarmd.ops.builds import require_builds
-from swarmd.state.build_commands import StagePackage
-from swarmd.state.build_queries import BinHostAt, FindBinPkg, ViewBinHost
+from swarmd.state.build_commands import RemoveBinPkg, StagePackage
+from swarmd.state.build_queries import BinHostAt, FindBinPkg, ListBinPkgs, ViewBinHost
 
 HEADER_KEYS = ("CHOST",)
 """What the index says of all its packages, where they agree on it."""
+PART, SIGNED = ".part", ".signed"
+SAID_CHARS_MAX = 4000
+PAGE = 200
+"""So many are decoded on the loop at once, where another node is asked."""
+
+
+class IndexFile(msgspec.Struct, frozen=True):
+    """The same file for the same packages, on every node."""
+
+    at: int
+    """When something changed last, by the index: no two have the same second."""
+    plain: bytes
+    packed: bytes
+    """By gzip."""
+
+
+_NOTHING_YET = IndexFile(-1, b"", b"")
 
 
 @dataclass
@@ -33,27 +55,37 @@ class Index:
     """The `Packages` file, made anew when something changed."""
 
     cluster: Cluster
-    _at: int = -1
-    _text: bytes = b""
+    _file: IndexFile = _NOTHING_YET
     _lock: trio.Lock = field(default_factory=trio.Lock)
 
-    async def read(self) -> bytes:
+    async def read(self) -> IndexFile:
         require_builds(self.cluster)
         async with self._lock:
-            if await self.cluster.read(BinHostAt()) != self._at:
-                view = await self.cluster.read(ViewBinHost())
-                self._text = await trio.to_thread.run_sync(_text, view.pkgs, view.at)
-                self._at = view.at
-            return self._text
+            if await self.cluster.read(BinHostAt()) != self._file.at:
+                pkgs, at = await _all_pkgs(self.cluster)
+                self._file = await trio.to_thread.run_sync(_index, pkgs, at)
+            return self._file
 
 
-def _text(pkgs: tuple[BinPkg, ...], at: int) -> bytes:
+async def _all_pkgs(cluster: Cluster) -> tuple[list[BinPkg], int]:
+    """And when that was. What changes while they are looked through is in it or is not: then
+    another index, of a later time, is made for whoever asks next."""
+    view = await cluster.read(ViewBinHost(limit=PAGE))
+    pkgs, at = [*view.pkgs], view.at
+    while len(view.pkgs) == PAGE:
+        view = await cluster.read(ViewBinHost(path_of(pkgs[-1]), PAGE))
+        pkgs += view.pkgs
+    return pkgs, at
+
+
+def _index(pkgs: Sequence[BinPkg], at: int) -> IndexFile:
     header = {}
     for key in HEADER_KEYS:
         values = {pkg.metadata.get(key, "") for pkg in pkgs}
         if len(values) == 1 and (value := values.pop()):
             header[key] = value
-    return b"".join(index(pkgs, header, at // 1000))
+    plain = b"".join(index(pkgs, header, at // 1000))
+    return IndexFile(at, plain, gzip.compress(plain, mtime=0))
 
 
 async def find(cluster: Cluster, path: str) -> BinPkg:
@@ -64,21 +96,148 @@ async def find(cluster: Cluster, path: str) -> BinPkg:
     return pkg
 
 
-def open_package(
-    cluster: Cluster, pkg: BinPkg
-) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-    return open_blob(cluster, pkg.sha256)
+@asynccontextmanager
+async def open_package(cluster: Cluster, pkg: BinPkg) -> AsyncIterator[AsyncIterator[bytes]]:
+    """NotFound when nobody has it whole."""
+    async with AsyncExitStack() as stack:
+        try:
+            chunks = await stack.enter_async_context(open_blob(cluster, pkg.sha256))
+        except NotFound:
+            # A copy that is damaged is set aside when that is found, and another node's comes.
+            chunks = await stack.enter_async_context(open_blob(cluster, pkg.sha256))
+        yield chunks
+
+
+async def list_pkgs(cluster: Cluster, package: str = "", after: str = "") -> tuple[BinPkg, ...]:
+    """By path, PAGE of them, from one on; or all of one package (category and name)."""
+    require_builds(cluster)
+    if package:
+        return await cluster.read(ListBinPkgs(_atom(package).key))
+    return (await cluster.read(ViewBinHost(after, PAGE))).pkgs
+
+
+async def remove(cluster: Cluster, actor: Actor, path: str) -> None:
+    """Take a package off the binary host. NotFound: it is not there."""
+    require_builds(cluster)
+    await cluster.propose(RemoveBinPkg(path), actor)
+
+
+class Explained(msgspec.Struct, frozen=True):
+    package: str
+    """As it was asked for."""
+    fitting: tuple[str, ...]
+    """The paths of those that a host which is so would take."""
+    reasons: tuple[str, ...]
+    """Why none fits, the nearest first; nothing where one does."""
+
+
+class Host(msgspec.Struct, frozen=True):
+    """One that would install, as its user describes it: words with blanks or commas between them,
+    "" where nothing is said."""
+
+    use: str = ""
+    """Flags: `loud -extra`. Those that the atom names count more."""
+    chost: str = ""
+    keywords: str = ""
+    cflags: str = ""
+
+
+async def explain_fit(cluster: Cluster, text: str, host: Host) -> Explained:
+    """Why no package is what an atom asks for on such a host. Invalid: it is no atom, or more is
+    said of the host than anybody would."""
+    require_builds(cluster)
+    for name in host.__struct_fields__:
+        if len(value := getattr(host, name)) > SAID_CHARS_MAX or not value.isprintable():
+            raise Invalid(f"{name} must be at most {SAID_CHARS_MAX} printable characters")
+    atom = _atom(text)
+    use = {word.lstrip("-+"): word[0] != "-" for word in _words(host.use)}
+    use |= {flag.lstrip("-").partition("(")[0]: flag[0] != "-" for flag in atom.use}
+    wanted = Wanted(
+        atom.key, _accepts(atom), f"{atom.operator}{atom.version or ''}", atom.slot or "", use,
+        host.chost, frozenset(_words(host.keywords)) or None,
+        {"CFLAGS": host.cflags} if host.cflags else {},
+    )  # fmt: skip
+    pkgs = await cluster.read(ListBinPkgs(atom.key))
+    return await trio.to_thread.run_sync(_explained, text, wanted, pkgs)
+
+
+def _explained(text: str, wanted: Wanted, pkgs: tuple[BinPkg, ...]) -> Explained:
+    fitting = tuple(
+        path_of(pkg) for pkg in pkgs if wanted.takes(pkg.version) and not differences(wanted, pkg)
+    )
+    return Explained(text, fitting, tuple(explain(wanted, pkgs)))
+
+
+def _words(text: str) -> list[str]:
+    return text.replace(",", " ").split()
+
+
+def _atom(text: str) -> Atom:
+    want = parse(text)
+    if isinstance(want, PackageSet):
+        raise Invalid("a set is many packages; name one of them: dev-libs/openssl")
+    return want
+
+
+def _accepts(atom: Atom) -> Callable[[str], bool] | None:
+    """Which versions it takes; None: any."""
+    wanted = atom.version
+    if wanted is None:
+        return None
+    if atom.glob:
+        # Up to where a part of the version ends: 1.2* takes 1.2.3 and 1.2-r1, and not 1.20.
+        return lambda version: (
+            version.startswith(wanted)
+            and not (version[len(wanted) : len(wanted) + 1].isdigit() and wanted[-1].isdigit())
+        )
+    if atom.operator == "~":
+        return lambda version: vercmp(Cpv("", "", version).upstream, wanted) == 0
+    takes: dict[str, Callable[[int], bool]] = {
+        "=": lambda order: order == 0, ">": lambda order: order > 0, "<": lambda order: order < 0,
+        ">=": lambda order: order >= 0, "<=": lambda order: order <= 0,
+    }  # fmt: skip
+    return lambda version: takes[atom.operator](vercmp(version, wanted))
+
+
+# What builders made
+
+
+def clear_staging(folder: Path) -> None:
+    """Take away what was under way when a daemon died, before anything is."""
+    if folder.is_dir():
+        for left in folder.iterdir():
+            if left.suffix in (PART, SIGNED):
+                left.unlink(missing_ok=True)
 
 
 async def stage(
     cluster: Cluster, actor: Actor, builder_id: str, path: str, chunks: AsyncIterator[bytes],
     folder: Path, bytes_max: int,
 ) -> BinPkg:  # fmt: skip
-    """Take a binary package from a builder; "" as its id: from an operator. Invalid: it is none, or
-    not the one that its path says. TooLarge. Conflict: the builder does not hold the package."""
+    """Take a binary package from a builder, and sign it; "" as its id: from an operator. Invalid:
+    it is none, or not the one that its path says, or of the old format, which cannot be signed.
+    TooLarge. Conflict: the builder does not hold the package. Unavailable: the disk or the store of
+    blobs is full, or no voter is there to sign it; nothing is left of it then."""
     require_builds(cluster)
     await trio.to_thread.run_sync(partial(folder.mkdir, mode=0o700, exist_ok=True))
-    temp = folder / f"{cluster.new_id()}.part"
+    temp = folder / f"{cluster.new_id()}{PART}"
+    out = temp.with_suffix(SIGNED)
+    try:
+        await _receive(chunks, temp, bytes_max)
+        came = await gpkg.read(temp)
+        _check_path(path, came)
+        signed = await signing.sign(cluster, came, temp, out)
+        pkg = signed.pkg
+        await put(cluster, actor, _slices(signed.path), expected_sha256=pkg.sha256)
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(_remove, temp, out)  # a large unlink takes its time
+    node_id = OUTSIDE + builder_id if builder_id else ""
+    await cluster.propose(StagePackage(node_id, path, pkg), actor)
+    return pkg
+
+
+async def _receive(chunks: AsyncIterator[bytes], temp: Path, bytes_max: int) -> None:
     try:
         async with new_file(temp) as file:
             async for chunk in chunks:
@@ -86,15 +245,10 @@ async def stage(
                     raise TooLarge(f"a binary package has at most {bytes_max} bytes here")
                 await file.write(chunk)
             await file.finish()
-        pkg = await gpkg.read(temp)
-        _check_path(path, pkg)
-        await put(cluster, actor, _slices(temp), expected_sha256=pkg.sha256)
     finally:
-        with suppress(FileNotFoundError):
-            temp.unlink()
-    node_id = OUTSIDE + builder_id if builder_id else ""
-    await cluster.propose(StagePackage(node_id, path, pkg), actor)
-    return pkg
+        # One that is left early is closed here and now, not whenever it is collected.
+        if isinstance(chunks, AsyncGenerator):
+            await chunks.aclose()
 
 
 def _check_path(path: str, pkg: BinPkg) -> None:
@@ -104,6 +258,12 @@ def _check_path(path: str, pkg: BinPkg) -> None:
     if category == pkg.category and file.startswith((f"{pkg.pf}.", f"{pkg.pf}-")):
         return
     raise Invalid(f"this is a package of {pkg.cpv}; put it under {path_of(pkg)}", path=path)
+
+
+def _remove(*paths: Path) -> None:
+    for path in paths:
+        with suppress(FileNotFoundError):
+            path.unlink()
 
 
 async def _slices(path: Path) -> AsyncIterator[bytes]:

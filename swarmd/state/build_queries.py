@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -20,6 +21,7 @@ from swarmd.state.rules.nodes import decode_node, find_node
 
 FINDABLE_MAX = 1000
 """Packages that are asked about at once."""
+BINPKGS_MAX = 1000
 
 
 class BuildCounts(msgspec.Struct, frozen=True):
@@ -136,11 +138,21 @@ class BinHost(msgspec.Struct, frozen=True):
 
 
 class ViewBinHost(Query[BinHost], frozen=True):
-    """All binary packages that there are."""
+    """Binary packages in the order of their paths, from one on; at most BINPKGS_MAX."""
+
+    after: str = ""
+    limit: int = BINPKGS_MAX
 
 
 class FindBinPkg(Query["BinPkg | None"], frozen=True):
     path: str
+
+
+class ListBinPkgs(Query["tuple[BinPkg, ...]"], frozen=True):
+    """Those of one package, whatever their versions, by these; at most BINPKGS_MAX."""
+
+    package: str
+    """Category and name."""
 
 
 class BinHostAt(Query[int], frozen=True):
@@ -312,7 +324,10 @@ def _find_queued(conn: Conn, query: FindQueued) -> dict[str, JobId]:
 
 
 def _view_binhost(conn: Conn, query: ViewBinHost) -> BinHost:
-    rows = conn.execute("SELECT body FROM binpkgs ORDER BY path")
+    rows = conn.execute(
+        "SELECT body FROM binpkgs WHERE path > ? ORDER BY path LIMIT ?",
+        (query.after, min(query.limit, BINPKGS_MAX)),
+    )
     pkgs = tuple(decode_binpkg(row[0]) for row in rows)
     return BinHost(pkgs, _binhost_at(conn, BinHostAt()))
 
@@ -320,6 +335,16 @@ def _view_binhost(conn: Conn, query: ViewBinHost) -> BinHost:
 def _find_binpkg(conn: Conn, query: FindBinPkg) -> BinPkg | None:
     row = conn.execute("SELECT body FROM binpkgs WHERE path = ?", (query.path,)).fetchone()
     return None if row is None else decode_binpkg(row[0])
+
+
+def _list_binpkgs(conn: Conn, query: ListBinPkgs) -> tuple[BinPkg, ...]:
+    # The index has versions in the order of their letters, and others' between them: a/b-c-1.
+    rows = conn.execute(
+        "SELECT body FROM binpkgs WHERE cpv >= ? AND cpv < ? ORDER BY cpv",
+        (f"{query.package}-", f"{query.package}."),
+    )
+    of_package = (pkg for row in rows if (pkg := decode_binpkg(row[0])).package == query.package)
+    return tuple(islice(of_package, BINPKGS_MAX))
 
 
 def _binhost_at(conn: Conn, query: BinHostAt) -> int:
@@ -341,5 +366,6 @@ BUILD_QUERIES: dict[type[Any], Callable[[Conn, Any], Any]] = {
     FindQueued: _find_queued,
     ViewBinHost: _view_binhost,
     FindBinPkg: _find_binpkg,
+    ListBinPkgs: _list_binpkgs,
     BinHostAt: _binhost_at,
 }

@@ -10,6 +10,7 @@ import msgspec
 
 from swarmd.domain.actors import Actor
 from swarmd.domain.builds import Builder, Controlled, Outcome
+from swarmd.domain.care import Care
 from swarmd.domain.groups import Group
 from swarmd.domain.jobs import (
     AttemptId,
@@ -22,6 +23,7 @@ from swarmd.domain.jobs import (
     Result,
 )
 from swarmd.domain.nodes import Node
+from swarmd.domain.payloads import Deployment, Payload
 from swarmd.state.build_commands import (
     BuildEnd,
     ControlBuilds,
@@ -37,9 +39,18 @@ from swarmd.state.build_commands import (
     TakeBuilds,
     TakeRevoked,
 )
+from swarmd.state.care_commands import BeginCare, EaseCare, EndCare, ResetCare
 from swarmd.state.command import Command as Command
 from swarmd.state.command import Refusal as Refusal
 from swarmd.state.command import T as T
+from swarmd.state.payload_commands import (
+    DropPayload,
+    ForgetHostKey,
+    HoldPayload,
+    NoteDeployment,
+    PutPayload,
+    ReleasePayload,
+)
 
 
 class NewJob(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -325,6 +336,16 @@ AnyCommand = (
     | StagePackage
     | DropStaged
     | RemoveBinPkg
+    | PutPayload
+    | DropPayload
+    | HoldPayload
+    | ReleasePayload
+    | NoteDeployment
+    | ForgetHostKey
+    | BeginCare
+    | EndCare
+    | EaseCare
+    | ResetCare
 )
 
 
@@ -404,6 +425,16 @@ ANSWERS: dict[type[Any], Any] = {
     StagePackage: None,
     DropStaged: int,
     RemoveBinPkg: None,
+    PutPayload: Payload,
+    DropPayload: None,
+    HoldPayload: int,
+    ReleasePayload: bool,
+    NoteDeployment: Deployment,
+    ForgetHostKey: bool,
+    BeginCare: Care,
+    EndCare: bool,
+    EaseCare: int,
+    ResetCare: int,
 }
 """What each command answers, for an answer that has to be read back from the state."""
 
@@ -416,6 +447,8 @@ VERSION = 3
 _BUILDS: tuple[type[Any], ...] = (
     PutBuilder, NoteBuilder, NotePresence, TakeBuilds, StartBuild, FinishBuild, ReclaimBuilds,
     TakeRevoked, ControlBuilds, StagePackage, DropStaged, RemoveBinPkg,
+    PutPayload, DropPayload, HoldPayload, ReleasePayload, NoteDeployment, ForgetHostKey,
+    BeginCare, EndCare, EaseCare, ResetCare,
 )  # fmt: skip
 SINCE: dict[type[Any], int] = {
     **dict.fromkeys(ANSWERS, 1),

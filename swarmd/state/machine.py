@@ -15,16 +15,20 @@ import msgspec
 from swarmd.domain.errors import Conflict, SwarmError
 from swarmd.domain.events import Event
 from swarmd.state import build_commands as b
+from swarmd.state import care_commands as care_
 from swarmd.state import commands as c
+from swarmd.state import payload_commands as p
 from swarmd.state.requests import Requests
 from swarmd.state.rules import (
     attempts,
     binhost,
     build_control,
     builds,
+    care,
     jobs,
     leases,
     nodes,
+    payloads,
     removal,
     trust,
 )
@@ -70,6 +74,16 @@ RULES: dict[type[Any], Callable[[Tx, Any], Any]] = {
     b.StagePackage: binhost.stage,
     b.DropStaged: binhost.drop_staged,
     b.RemoveBinPkg: binhost.remove,
+    p.PutPayload: payloads.put_payload,
+    p.DropPayload: payloads.drop_payload,
+    p.HoldPayload: payloads.hold_payload,
+    p.ReleasePayload: payloads.release_payload,
+    p.NoteDeployment: payloads.note_deployment,
+    p.ForgetHostKey: payloads.forget_host_key,
+    care_.BeginCare: care.begin,
+    care_.EndCare: care.end,
+    care_.EaseCare: care.ease,
+    care_.ResetCare: care.reset,
 }
 
 
@@ -153,7 +167,7 @@ class Machine:
         mark = tx.begin(entry)
         kind = type(command)
         if kind is c.RaiseVersion:
-            check_known(command.version, self._known)  # type: ignore[union-attr]
+            check_known(command.version, self._known)  # type: ignore[union-attr, arg-type]
         if kind in UNREFUSED:
             outcome = Applied(request, RULES[kind](tx, command), None, tx.keep())
         else:

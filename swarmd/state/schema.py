@@ -148,6 +148,22 @@ CREATE INDEX binpkgs_cpv ON binpkgs(cpv);
 CREATE TABLE blob_pins(
     owner TEXT NOT NULL, sha256 TEXT NOT NULL, PRIMARY KEY(owner, sha256)) WITHOUT ROWID;
 CREATE INDEX blob_pins_sha ON blob_pins(sha256);
+CREATE TABLE care(node_id TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE payloads(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, sort TEXT NOT NULL, version TEXT NOT NULL,
+    body BLOB NOT NULL, UNIQUE(sort, version));
+CREATE INDEX payloads_sort ON payloads(sort, id);
+CREATE TABLE payload_places(
+    sort TEXT NOT NULL, node_id TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY(sort, node_id))
+    WITHOUT ROWID;
+CREATE TABLE payload_log(
+    id INTEGER PRIMARY KEY AUTOINCREMENT, sort TEXT NOT NULL, node_id TEXT NOT NULL,
+    body BLOB NOT NULL);
+CREATE INDEX payload_log_sort ON payload_log(sort, id);
+CREATE INDEX payload_log_node ON payload_log(sort, node_id, id);
+CREATE TABLE payload_holds(
+    sort TEXT NOT NULL, node_id TEXT NOT NULL, holder TEXT NOT NULL, by TEXT NOT NULL,
+    ends_at INTEGER NOT NULL, PRIMARY KEY(sort, node_id)) WITHOUT ROWID;
 CREATE TABLE build_times(key TEXT PRIMARY KEY, n INTEGER NOT NULL, total_ms INTEGER NOT NULL)
     WITHOUT ROWID;
 CREATE INDEX jobs_packages_ready ON jobs(priority DESC, seq) WHERE kind = 'package' AND ready = 1;

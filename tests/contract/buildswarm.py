@@ -113,6 +113,39 @@ ENTRY: dict[str, Shape] = {
     "completed_at": maybe(NUMBER),
     "error": maybe(TEXT),
 }
+PROBE_STATUS = one_of(
+    "ok", "service_down", "overloaded", "disk_warning", "disk_critical", "memory_critical",
+    "unreachable", "timeout", "error", "not_probed",
+)  # fmt: skip
+PROBE: dict[str, Shape] = {
+    "status": PROBE_STATUS,
+    "load": maybe(NUMBER),
+    "disk_percent": maybe(COUNT),
+    "emerge_running": maybe(YES_NO),
+}
+PING: dict[str, Shape] = {
+    "last_ping_at": maybe(NUMBER),
+    "last_pong_at": maybe(NUMBER),
+    "ping_latency_ms": maybe(NUMBER),
+    "status": PROBE_STATUS,
+}
+ESCALATION: dict[str, Shape] = {
+    "name": TEXT,
+    "status": one_of("online", "offline"),
+    "drone_type": one_of("lxc", "qemu", "bare-metal", "unknown"),
+    "escalation_level": COUNT,
+    "last_escalation_at": maybe(NUMBER),
+    "last_ping_at": maybe(NUMBER),
+    "ping_latency_ms": maybe(NUMBER),
+}
+PINGED: dict[str, Shape] = {
+    "status": PROBE_STATUS,
+    "drone": TEXT,
+    "latency_ms": maybe(NUMBER),
+    "load": maybe(NUMBER),
+    "disk_percent": maybe(COUNT),
+    "probe_result": PROBE,
+}
 PAUSED: dict[str, Shape] = {"status": TEXT, "drone": TEXT, "paused": YES_NO}
 
 _NAME = Parameter("name", "path", required=True, said="a drone's name")
@@ -195,8 +228,32 @@ OPERATIONS: tuple[Operation, ...] = (
         Parameter("masked", "body", False),
         Parameter("missing_binary", "body", False),
     ), refusals=(400,)),
+    Operation("GET", "/api/v1/ping", PORT, "What came of the last probes.",
+              {200: {"drones": OBJECT}}),
+    Operation("GET", "/api/v1/ping/all", PORT, "Probe all drones that are there.",
+              {200: {"status": TEXT, "pinged": COUNT, "drones": TEXTS}}),
+    Operation("GET", "/api/v1/escalation", PORT, "How far each drone was escalated.",
+              {200: {"monitor_running": YES_NO, "drones": OBJECT}}),
+    Operation("POST", "/api/v1/nodes/{name}/ping", PORT, "Probe a drone now.", {200: PINGED},
+              (_NAME,), refusals=(401, 404, 409)),
+    Operation("POST", "/api/v1/nodes/{name}/reset-escalation", PORT, "Back to level 0.", {
+        200: {"status": TEXT, "drone": TEXT, "previous_level": COUNT, "current_level": COUNT}
+    }, (_NAME,), refusals=(401, 404)),
     Operation("GET", "/binhost/Packages", PORT, "The index that Portage reads.", {200: TEXT},
               documented=False, media_type="text/plain"),
+    Operation("GET", "/binhost/Packages.gz", PORT, "The same, packed.", {200: TEXT},
+              documented=False, media_type="application/gzip"),
+    Operation("GET", "/binhost/swarm.asc", PORT, "The key that packages are signed by.",
+              {200: TEXT}, documented=False, media_type="application/pgp-keys"),
+    Operation("GET", "/api/v1/binhost/explain", PORT, "Why no binary package fits a host.", {
+        200: {"package": TEXT, "fitting": TEXTS, "reasons": TEXTS}
+    }, (
+        Parameter("package", "query", required=True, said="an atom such as >=dev-libs/openssl-3"),
+        Parameter("use", "query", None, said="the host's flags, such as ssl -doc"),
+        Parameter("chost", "query", None),
+        Parameter("cflags", "query", None),
+        Parameter("keywords", "query", None, said="what it accepts, such as amd64 ~amd64"),
+    ), documented=False, refusals=(400,)),
     Operation("GET", "/binhost/{category}/{name}/{file}", PORT, "A binary package.", {200: TEXT},
               documented=False, media_type="application/octet-stream", refusals=(404,)),
     Operation("PUT", "/binhost/staging/{category}/{file}", PORT, "What a drone has built.", {

@@ -6,25 +6,6 @@ is in neither, in both, or named here and served all the same.
 
 NOT_YET: tuple[tuple[str, int, str], ...] = (
     # buildswarm
-    ("GET", 8100, "/api/v1/ping"),
-    ("GET", 8100, "/api/v1/ping/all"),
-    ("GET", 8100, "/api/v1/escalation"),
-    ("POST", 8100, "/api/v1/nodes/{name}/ping"),
-    ("POST", 8100, "/api/v1/nodes/{name}/reset-escalation"),
-    ("GET", 8093, "/admin/api/system/info"),
-    ("GET", 8093, "/admin/api/drones/{name}/syslog"),
-    ("GET", 8093, "/admin/api/logs/control-plane"),
-    ("GET", 8093, "/admin/api/self-healing/status"),
-    ("GET", 8093, "/admin/api/drones/{name}/escalation"),
-    ("POST", 8093, "/admin/api/drones/{name}/ping"),
-    ("GET", 8093, "/admin/api/payloads"),
-    ("POST", 8093, "/admin/api/payloads"),
-    ("GET", 8093, "/admin/api/payloads/status"),
-    ("GET", 8093, "/admin/api/payloads/{type}/versions"),
-    ("GET", 8093, "/admin/api/payloads/{type}/deploy-log"),
-    ("POST", 8093, "/admin/api/payloads/{type}/{version}/deploy"),
-    ("POST", 8093, "/admin/api/payloads/{type}/{version}/rolling-deploy"),
-    ("POST", 8093, "/admin/api/payloads/{type}/verify"),
     ("WS", 8093, "/ws/ssh/{drone_name}"),
     # fleet
     ("GET", 8765, "/api/nodes/"),

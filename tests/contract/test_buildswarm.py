@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import getpass
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -11,12 +13,21 @@ from typing import Any
 import pytest
 
 from api.buildswarm.binhost import BINHOST
-from tests.contract.buildswarm import ENVELOPE, NODE, OPERATIONS, STATUS
+from tests.contract.buildswarm import (
+    ENVELOPE,
+    ESCALATION,
+    NODE,
+    OPERATIONS,
+    PING,
+    STATUS,
+)
 from tests.contract.cases import check_answer, promised, statuses
 from tests.contract.kinds import faults
 from tests.contract.table import Operation
 from tests.daemon import Daemon, Response, running_daemon
 from tests.gpkgs import package
+from tests.parts import is_here, need
+from tests.sshd import Sshd, running_sshd
 
 API = "/api/v1"
 KEY = {"X-Admin-Key": "a-key-for-tests"}
@@ -26,9 +37,11 @@ _NUMBERS = itertools.count(1)
 class Swarm:
     """A daemon, as drones and operators see it."""
 
-    def __init__(self, daemon: Daemon, folder: Path) -> None:
+    def __init__(self, daemon: Daemon, folder: Path, sshd: Sshd | None = None) -> None:
         self.daemon = daemon
         self.folder = folder
+        self.sshd = sshd
+        """A host that the daemon reaches, where this machine has what that takes."""
 
     def ask(self, method: str, path: str, body: object = None, **headers: str) -> Response:
         where = path if path.startswith(BINHOST) else f"{API}{path}"
@@ -102,8 +115,16 @@ class Swarm:
 def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
     folder = tmp_path_factory.mktemp("swarm")
     environment = {"ADMIN_KEY": KEY["X-Admin-Key"]}
-    with running_daemon(folder / "node", jobs={"executor": False}, environment=environment) as d:
-        made = Swarm(d, folder)
+    with contextlib.ExitStack() as stack:
+        settings: dict[str, Any] = {"jobs": {"executor": False}}
+        sshd = None
+        if is_here("sshd"):
+            sshd = stack.enter_context(running_sshd(folder / "host"))
+            settings["ssh"] = ssh_settings(sshd, folder)
+        d = stack.enter_context(
+            running_daemon(folder / "node", environment=environment, **settings)
+        )
+        made = Swarm(d, folder, sshd)
         deadline = time.monotonic() + 20
         while made.ask("GET", "/status").status == 503 and time.monotonic() < deadline:
             time.sleep(0.05)  # until the state is of the version that has builds
@@ -159,6 +180,11 @@ def binary_package(swarm: Swarm) -> Response:
     return swarm.ask("GET", f"{BINHOST}/{path}")
 
 
+def explained(atom: str) -> Callable[[Swarm], Response]:
+    path = f"{API}/binhost/explain?package={atom}"
+    return lambda swarm: swarm.daemon.request("GET", path, surface="buildswarm")
+
+
 def staged(swarm: Swarm) -> Response:
     name, wanted = swarm.held()
     token = swarm.good(swarm.register(name))["token"]
@@ -168,6 +194,38 @@ def staged(swarm: Swarm) -> Response:
 def staged_unheld(swarm: Swarm) -> Response:
     token = swarm.good(swarm.register(swarm.drone()))["token"]
     return swarm.stage("app-misc/other-1", **{"X-Drone-Token": token})
+
+
+def ssh_settings(sshd: Sshd, folder: Path) -> dict[str, object]:
+    known = folder / "known_hosts"
+    known.write_text(f"# by the test\n[{sshd.host}]:{sshd.port} {sshd.host_key()}\n")
+    return {
+        "key_file": str(sshd.folder / "client"), "known_hosts": str(known), "port": sshd.port,
+        "user": getpass.getuser(),
+    }  # fmt: skip
+
+
+def reached(swarm: Swarm) -> str:
+    """A drone on a real host."""
+    need("sshd")
+    assert swarm.sshd is not None
+    return swarm.drone("reached", ip=swarm.sshd.host)
+
+
+def pings(swarm: Swarm) -> Response:
+    swarm.drone()
+    answer = swarm.ask("GET", "/ping")
+    drones = swarm.good(answer)["drones"]
+    assert drones and not any(faults(each, PING) for each in drones.values())
+    return answer
+
+
+def escalations(swarm: Swarm) -> Response:
+    swarm.drone()
+    answer = swarm.ask("GET", "/escalation")
+    drones = swarm.good(answer)["drones"]
+    assert drones and not any(faults(each, ESCALATION) for each in drones.values())
+    return answer
 
 
 CASES: dict[tuple[str, str, int], Callable[[Swarm], Response]] = {
@@ -215,7 +273,27 @@ CASES: dict[tuple[str, str, int], Callable[[Swarm], Response]] = {
     ("GET", "/api/v1/work", 404): to("GET", "/work?id=nobody"),
     ("POST", "/api/v1/complete", 200): completed,
     ("POST", "/api/v1/complete", 400): lambda s: s.complete("x", "a/b-1", "exploded"),
+    ("GET", "/api/v1/ping", 200): pings,
+    ("GET", "/api/v1/ping/all", 200): to("GET", "/ping/all"),
+    ("GET", "/api/v1/escalation", 200): escalations,
+    ("POST", "/api/v1/nodes/{name}/ping", 200): lambda s: s.admin(
+        "POST", f"/nodes/{reached(s)}/ping"
+    ),
+    ("POST", "/api/v1/nodes/{name}/ping", 401): to("POST", "/nodes/drone/ping"),
+    ("POST", "/api/v1/nodes/{name}/ping", 404): by_admin("POST", "/nodes/nobody/ping"),
+    ("POST", "/api/v1/nodes/{name}/ping", 409): of_a_drone("ping"),
+    ("POST", "/api/v1/nodes/{name}/reset-escalation", 200): of_a_drone("reset-escalation"),
+    ("POST", "/api/v1/nodes/{name}/reset-escalation", 401): to(
+        "POST", "/nodes/drone/reset-escalation"
+    ),
+    ("POST", "/api/v1/nodes/{name}/reset-escalation", 404): by_admin(
+        "POST", "/nodes/nobody/reset-escalation"
+    ),
     ("GET", "/binhost/Packages", 200): lambda s: s.ask("GET", f"{BINHOST}/Packages"),
+    ("GET", "/binhost/Packages.gz", 200): lambda s: s.ask("GET", f"{BINHOST}/Packages.gz"),
+    ("GET", "/binhost/swarm.asc", 200): lambda s: s.ask("GET", f"{BINHOST}/swarm.asc"),
+    ("GET", "/api/v1/binhost/explain", 200): explained("app-misc/hello"),
+    ("GET", "/api/v1/binhost/explain", 400): explained("@world"),
     ("GET", "/binhost/{category}/{name}/{file}", 200): binary_package,
     ("GET", "/binhost/{category}/{name}/{file}", 404): to("GET", f"{BINHOST}/a/b/b-1-1.gpkg.tar"),
     ("PUT", "/binhost/staging/{category}/{file}", 201): staged,
@@ -287,12 +365,23 @@ def test_a_build_is_received_in_the_history_and_in_the_binhost(swarm: Swarm) -> 
     ]  # fmt: skip
     assert build["status"] == "success" and build["duration_seconds"] == 323.5
     answer = binary_package(swarm)
-    made = package(swarm.folder / "same", "app-misc/x-1")
-    assert answer.status == 200 and len(answer.body) == made.stat().st_size
+    assert answer.status == 200 and answer.body.count(b"BEGIN PGP SIGNATURE") == 3
     status = swarm.good(swarm.ask("GET", "/status"))
     assert faults(status, STATUS) == [] and status["session"]["status"] == "completed"
     (event, *_) = swarm.good(swarm.ask("GET", "/events?type=complete&limit=1"))["events"]
     assert " completed " in event["message"] and event["details"]["duration_s"] == 323.5
+
+
+def test_a_drone_is_probed_over_ssh_and_others_are_said_not_to_be(swarm: Swarm) -> None:
+    name, other = reached(swarm), swarm.drone()
+    said = swarm.good(swarm.admin("POST", f"/nodes/{name}/ping"))
+    assert said["latency_ms"] > 0 and said["load"] >= 0 and said["disk_percent"] >= 0
+    drones = swarm.good(swarm.ask("GET", "/ping"))["drones"]
+    assert drones[name]["status"] == said["status"] and drones[name]["last_pong_at"] > 0
+    assert drones[other]["status"] == "not_probed" and "10.0.0.175" in drones[other]["message"]
+    answer = swarm.admin("POST", f"/nodes/{other}/ping")
+    assert answer.status == 409 and "cannot be probed" in answer.json["error"]
+    assert swarm.good(swarm.ask("GET", "/ping/all"))["drones"] == [name]
 
 
 def test_paused_is_paused(swarm: Swarm) -> None:

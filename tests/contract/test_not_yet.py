@@ -8,27 +8,34 @@ from typing import Any, cast
 
 import pytest
 
-from api.buildswarm import binhost
+from api.buildswarm import admin, binhost, care_routes
 from api.buildswarm import routes as buildswarm_routes
 from api.buildswarm.binhost import BinHost
+from api.buildswarm.payload_routes import Admin
 from api.common.surface import HotRoute
 from api.jobqueue.routes import ROUTES
 from swarmd.config import Config
-from tests.contract import buildswarm, jobqueue
+from tests.contract import buildswarm, buildswarm_admin, jobqueue
 from tests.contract.not_yet import NOT_YET
 from tests.contract.table import Operation
 from tests.daemon import SURFACES, Daemon, running_daemon
 from tests.parts import endpoints_file, need
 
-TABLES: tuple[tuple[Operation, ...], ...] = (jobqueue.OPERATIONS, buildswarm.OPERATIONS)
+TABLES: tuple[tuple[Operation, ...], ...] = (
+    jobqueue.OPERATIONS, buildswarm.OPERATIONS, buildswarm_admin.OPERATIONS,
+)  # fmt: skip
 SERVED = [operation for table in TABLES for operation in table]
+KEY = {"X-Admin-Key": "a-key-for-tests"}
 UNDOCUMENTED_PORTS = {8470}
 """The console's own: its operations are nobody's contract."""
 
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
-    with running_daemon(tmp_path_factory.mktemp("daemon"), jobs={"executor": False}) as daemon:
+    with running_daemon(
+        tmp_path_factory.mktemp("daemon"), jobs={"executor": False},
+        environment={"ADMIN_KEY": KEY["X-Admin-Key"]},
+    ) as daemon:  # fmt: skip
         yield daemon
 
 
@@ -64,9 +71,18 @@ def test_every_route_of_the_build_swarm_is_in_its_table() -> None:
     assert table | {(method, buildswarm.PORT, path) for method, path in either} == routes
 
 
+def test_every_route_of_its_admin_port_is_in_its_table() -> None:
+    table = {operation.key for operation in buildswarm_admin.OPERATIONS}
+    nobody = Admin(cast(Any, None), cast(Any, None), lambda count: (None, []), Path(), 1, 0)
+    routes = admin.all_routes(nobody)
+    assert {(r.method, buildswarm_admin.PORT, r.template) for r in routes} == table
+
+
 def _hot_routes() -> tuple[HotRoute, ...]:
     return (
-        *buildswarm_routes.hot_routes(cast(Any, None), buildswarm_routes.ROUTES),
+        *buildswarm_routes.hot_routes(
+            cast(Any, None), (*buildswarm_routes.ROUTES, *care_routes.ROUTES)
+        ),
         *binhost.hot_routes(BinHost(cast(Any, None), cast(Any, None), Path(), 1)),
     )
 
@@ -93,7 +109,9 @@ def test_what_is_not_yet_is_not_served(daemon: Daemon) -> None:
     for method, port, path in NOT_YET:
         if port in names:
             plain = path.replace("{", "").replace("}", "")
-            answer = daemon.request(verbs.get(method, method), plain, surface=names[port])
+            answer = daemon.request(
+                verbs.get(method, method), plain, surface=names[port], headers=KEY
+            )
             if answer.status not in (404, 405):
                 served.append((method, port, path))
     assert not served, "take these out of NOT_YET"

@@ -95,3 +95,30 @@ def test_manager_is_told_and_no_child_inherits_it(tmp_path: Path, abstract: bool
 def test_without_a_manager_nobody_is_told() -> None:
     notifier = take_notifier({"WATCHDOG_USEC": "5", "WATCHDOG_PID": "8"}, 7)
     assert (notifier.tell(READY), notifier.watchdog_s) == (False, None)
+
+
+def test_the_last_lines_are_kept_with_their_secrets_masked() -> None:
+    told("json", "first")
+    assert logs.tail(10)[1][0].endswith("INFO swarmd.test: first")
+    told("text", "anew")
+    log = logging.getLogger("swarmd.test")
+    for number in range(3000):
+        log.info("line", extra={"number": number, "admin_key": "hush", "long": "x" * 5000})
+    _, lines = logs.tail(2)
+    assert [line.partition("number=")[2].split()[0] for line in lines] == ["2998", "2999"]
+    _, lines = logs.tail(10_000)
+    assert len(lines) == logs.KEPT_LINES_MAX
+    assert all(len(line) <= logs.KEPT_CHARS_MAX and "hush" not in line for line in lines)
+    try:
+        raise ValueError("a bug")
+    except ValueError:
+        log.exception("it broke")
+    assert logs.tail(1)[1] == ["ValueError: a bug"]
+
+
+def test_the_file_that_is_told_to_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with (tmp_path / "swarmd.log").open("w") as file:
+        monkeypatch.setattr("sys.stderr", file)
+        assert logs.tail(1)[0] == str(tmp_path / "swarmd.log")
+    monkeypatch.setattr("sys.stderr", io.StringIO())
+    assert logs.tail(1)[0] is None

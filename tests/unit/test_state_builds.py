@@ -435,15 +435,36 @@ def test_a_builder_says_what_it_is_and_keeps_what_was_decided(state: Builds) -> 
     before = state.view(one).builder.revision
     state.builder("one", tree_at="today", auto_reboot=False, online=False)
     assert state.events == [] and state.view(one).builder.revision == before
-    with pytest.raises(Conflict, match="another node is called one"):
-        state.apply(b.PutBuilder(NodeId("builder/x"), node=Node(NodeId("builder/x"), "one")))
     with pytest.raises(NotFound):
         state.apply(b.PutBuilder(NodeId("nobody")))
     assert state.apply(b.NotePresence((one, NodeId("gone")), (), 1)) == 1
     assert state.apply(b.NotePresence((one,), (), 1)) == 0
     assert state.view(one).builder.online
+    other = NodeId("builder/x")
+    with pytest.raises(Conflict, match="another node is called one"):
+        state.apply(b.PutBuilder(other, node=Node(other, "one", NodeKind.DRONE)))
     assert [view.node.name for view in state.ask(bq.ListBuilders())] == ["one"]
     assert state.ask(bq.FindBuilder("", "one")) == state.view(one)
+
+
+def test_a_host_that_was_set_up_anew_takes_its_name_once_the_old_one_is_gone(
+    state: Builds,
+) -> None:
+    state.queue(PACKAGE)
+    one = state.builder("one")
+    state.take(one)
+    anew = NodeId("builder/anew")
+    put = b.PutBuilder(anew, node=Node(anew, "one", NodeKind.DRONE))
+    with pytest.raises(Conflict, match="another node is called one"):
+        state.apply(put)
+    state.apply(b.NotePresence((), (one,), 1))
+    state.apply(put)
+    assert [view.node.id for view in state.ask(bq.ListBuilders())] == [anew]
+    assert state.counts() == (1, 0, 0, 0, 0) and state.take(anew) == [PACKAGE]
+    assert state.apply(b.FinishBuild(one, PACKAGE, Outcome.BUILT)).job is None
+    state.node("member")
+    with pytest.raises(Conflict, match="another node is called member"):
+        state.apply(b.PutBuilder(anew, node=Node(anew, "member", NodeKind.DRONE)))
 
 
 def test_executors_and_the_scheduler_see_no_packages(state: Builds) -> None:

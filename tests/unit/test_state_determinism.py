@@ -16,6 +16,7 @@ import pytest
 from swarmd.domain.actors import Actor
 from swarmd.domain.binpkgs import BinPkg
 from swarmd.domain.builds import Control, HostSort, Outcome
+from swarmd.domain.care import CareAction
 from swarmd.domain.groups import Group, GroupKind
 from swarmd.domain.jobs import (
     AttemptId,
@@ -33,9 +34,13 @@ from swarmd.domain.jobs import (
     Result,
 )
 from swarmd.domain.nodes import AdminState, Capacity, Node, NodeKind, Taint, TaintEffect
+from swarmd.domain.payloads import Deployment, Payload, PayloadSort, Place, PlaceStatus, Step
 from swarmd.state import build_commands as b
+from swarmd.state import care_commands as care
 from swarmd.state import commands as c
+from swarmd.state import payload_commands as p
 from swarmd.state.machine import RULES, Machine, dump_hash
+from swarmd.state.rules.payloads import host_key_setting
 from tests.unit.test_state_jobs import State
 
 ROOT = Path(__file__).parent.parent.parent
@@ -235,7 +240,7 @@ class Story:
     # Packages
 
     def package(self) -> str:
-        return f"app-misc/p-{self.rng.randint(1, 12)}"
+        return f"app-misc/p-{self.rng.randint(1, 5)}"
 
     def builder(self) -> NodeId:
         return NodeId(self.rng.choice(("n1", "n2", "d1", "d2", "d3", "sweeper-1")))
@@ -307,6 +312,59 @@ class Story:
         target = self.rng.choice((None, None, self.package(), self.builder()))
         return b.ControlBuilds(self.rng.choice(actions), self.rng.choice((1, 3, 100)), target)
 
+    # Payloads
+
+    def put_payload(self, term: int) -> p.PutPayload:
+        rng = self.rng
+        sort, version = rng.choice([*PayloadSort]), rng.choice(("1", "2", "3"))
+        return p.PutPayload(Payload(sort, version, rng.choice("aab") * 64, 100))
+
+    def drop_payload(self, term: int) -> p.DropPayload:
+        return p.DropPayload(self.rng.choice([*PayloadSort]), self.rng.choice(("1", "2", "3")))
+
+    def hold_payload(self, term: int) -> p.HoldPayload:
+        rng = self.rng
+        return p.HoldPayload(
+            rng.choice([*PayloadSort]), rng.choice(("", "", self.builder())), rng.choice("xy"),
+            rng.choice((0, 50_000, 500_000)), rng.random() < 0.2,
+        )  # fmt: skip
+
+    def release_payload(self, term: int) -> p.ReleasePayload:
+        rng = self.rng
+        return p.ReleasePayload(rng.choice([*PayloadSort]), rng.choice(("", "d1")), "x")
+
+    def note_deployment(self, term: int) -> p.NoteDeployment:
+        rng, node_id, sort = self.rng, self.builder(), self.rng.choice([*PayloadSort])
+        version = rng.choice(("1", "2", "3"))
+        place = Place(node_id, sort, rng.choice([*PlaceStatus]), version)
+        return p.NoteDeployment(
+            Deployment(node_id, "", sort, version, rng.choice([*Step]), rng.random() < 0.5),
+            rng.choice((None, place)),
+        )
+
+    def forget_host_key(self, term: int) -> p.ForgetHostKey:
+        return p.ForgetHostKey(self.builder())
+
+    def put_host_key(self, term: int) -> c.PutSetting:
+        return c.PutSetting(host_key_setting(self.builder()), b"key", only_new=True)
+
+    # Care
+
+    def begin_care(self, term: int) -> care.BeginCare:
+        rises = self.rng.random() < 0.7
+        action = self.rng.choice([CareAction.RESTART] * 12 + [*CareAction])
+        since = self.rng.choice((None, self.at))
+        return care.BeginCare(self.builder(), action, rises, since, "it ails", term)
+
+    def end_care(self, term: int) -> care.EndCare:
+        return care.EndCare(self.builder(), self.rng.random() < 0.7, "as it was", term)
+
+    def ease_care(self, term: int) -> care.EaseCare:
+        return care.EaseCare((self.builder(), self.builder()), term)
+
+    def reset_care(self, term: int) -> care.ResetCare:
+        return care.ResetCare(self.builder())
+
 
 MAKERS = [
     Story.submit, Story.submit, Story.submit, Story.create_group, Story.cancel, Story.claim,
@@ -318,8 +376,12 @@ MAKERS = [
     Story.add_blob, Story.drop_blobs, Story.put_setting,
     Story.raise_version,
     Story.queue, Story.queue, Story.put_builder, Story.note_builder, Story.note_presence,
-    *[Story.take] * 3, Story.start, *[Story.finish_build] * 4, Story.reclaim, Story.take_revoked,
-    Story.control, *[Story.stage] * 5, Story.drop_staged, Story.remove_binpkg,
+    *[Story.take] * 6, Story.start, *[Story.finish_build] * 8, Story.reclaim, Story.take_revoked,
+    Story.control, *[Story.stage] * 5, Story.drop_staged,
+    *[Story.remove_binpkg] * 3,
+    Story.begin_care, *[Story.end_care] * 2, Story.ease_care, Story.reset_care,
+    *[Story.put_payload] * 2, Story.drop_payload, Story.hold_payload, Story.release_payload,
+    Story.note_deployment, Story.forget_host_key, Story.put_host_key,
 ]  # fmt: skip
 
 

@@ -15,7 +15,8 @@ import pytest
 from msgspec.structs import replace
 
 from swarmd.domain.binpkgs import BinPkg, path_of, placed
-from swarmd.domain.builds import Control, Outcome
+from swarmd.domain.builds import Control, HostSort, Outcome
+from swarmd.domain.care import CareAction
 from swarmd.domain.errors import Conflict
 from swarmd.domain.groups import Group, GroupKind
 from swarmd.domain.jobs import (
@@ -34,16 +35,22 @@ from swarmd.domain.jobs import (
     Result,
 )
 from swarmd.domain.nodes import Node, NodeKind
+from swarmd.domain.payloads import Deployment, Payload, PayloadSort, Place, PlaceStatus, Step
 from swarmd.state import build_commands as b
 from swarmd.state import build_queries as bq
+from swarmd.state import care_commands as care
+from swarmd.state import care_queries
 from swarmd.state import commands as c
+from swarmd.state import payload_commands as p
+from swarmd.state import payload_queries as pq
 from swarmd.state import queries as q
 from swarmd.state.machine import RULES
 from tests.unit.test_state_jobs import HOUR_MS, SHA, State
 
 SMALL = {
     "meta", "settings", "nodes", "holds", "counts", "totals", "spans", "sessions", "outcomes",
-    "secrets", "tokens", "wraps", "gone", "builders",
+    "secrets", "tokens", "wraps", "gone", "builders", "care", "payloads", "payload_places",
+    "payload_holds",
 }  # fmt: skip
 """Tables that do not grow with the queue, or hardly: they may be read whole."""
 BOUNDED = (
@@ -68,8 +75,6 @@ BOUNDED = (
     "SELECT status FROM jobs WHERE kind = 'package' AND type = ",
     # What is failed at present, in order, and the first hundred of it.
     "SELECT DISTINCT job_seq FROM build_failures ORDER BY job_seq LIMIT",
-    # The index has all of them.
-    "SELECT body FROM binpkgs ORDER BY path",
     # One end of a table, in its own order.
     "SELECT id FROM builds ORDER BY id LIMIT",
     "SELECT id, job_id, package, node_id, node_name, ok, duration_ms, error, session_id, at FROM"
@@ -245,10 +250,33 @@ def build(state: State) -> None:
             state.apply(b.TakeBuilds(one, 8))
             with suppress(Conflict):
                 state.apply(b.ControlBuilds(action, 10, target))
+    state.apply(b.NoteBuilder(one, sort=HostSort.LXC))
+    for action in CareAction:
+        state.apply(b.TakeBuilds(one, 8))
+        state.apply(care.BeginCare(one, action, True, 1, "it ails", 1))
+        state.apply(care.EndCare(one, True, "", 1))
+    state.apply(care.EaseCare((one, two), 1))
+    state.apply(care.ResetCare(one))
     state.now += HOUR_MS
     state.apply(c.WakeJobs(10, 1))
     state.apply(c.CancelJobs((JobId(names[0]), JobId(names[1]))))
     state.apply(c.PruneJobs(state.now + 1, 100, 1))
+    deploy(state, one)
+
+
+def deploy(state: State, node_id: NodeId) -> None:
+    """Payloads, and where they go."""
+    sort = PayloadSort.CONFIG
+    state.apply(c.AddBlob(SHA, 10, NodeId("n1")))
+    for version in ("1", "1", "2"):
+        state.apply(p.PutPayload(Payload(sort, version, SHA, 10)))
+    state.apply(p.DropPayload(sort, "2"))
+    for again in (False, True):
+        state.apply(p.HoldPayload(sort, "", "h", 1000, again))
+    done = Deployment(node_id, "", sort, "1", Step.DEPLOY, True)
+    state.apply(p.NoteDeployment(done, Place(node_id, sort, PlaceStatus.DEPLOYED, "1")))
+    state.apply(p.ReleasePayload(sort, "", "h"))
+    state.apply(p.ForgetHostKey(node_id))
 
 
 def ask_everything(state: State) -> list[object]:
@@ -267,7 +295,8 @@ def ask_everything(state: State) -> list[object]:
         q.CountJobs(JobKind.BINARY), q.ListTotals(JobKind.BINARY), q.ViewPlacement(8, 200),
         q.ListDuties("n1"), q.ListDuties("n1", (AttemptId(1), AttemptId(2))), q.ListClaims(),
         q.ListLately(("PackageBuilt",), 10, 100),
-        q.ListNodes(), q.GetTrust(), q.CompletedBy(), q.UsageOf("n1"), q.GetSetting("a"),
+        q.ListNodes(), q.GetTrust(), q.FindSecret("k"), q.CompletedBy(), q.UsageOf("n1"),
+        q.GetSetting("a"),
         q.FindBlob(SHA), q.ListEvents(0), q.GetStanding(), q.FindOutcomes(1, 1, (1, 2)),
         q.LastBoot(1),
         q.ListHolders(SHA), q.ViewLeases(), q.FindHold("n1"), q.ListMemberIds(),
@@ -275,8 +304,13 @@ def ask_everything(state: State) -> list[object]:
         bq.ListBuilders(), bq.AnythingFor("builder/one", 0, 8),
         bq.AnythingFor("builder/sweeper-two", 0, 8), bq.ListHeldBuilds(),
         *(bq.ListBuilds(bq.BuildFilter(ok, name)) for ok in (None, True) for name in (None, "x")),
-        bq.ViewBinHost(), bq.FindBinPkg("a"), bq.BinHostAt(),
+        bq.ViewBinHost(), bq.FindBinPkg("a"), bq.ListBinPkgs("a/p"), bq.BinHostAt(),
+        *(pq.ListPayloads(sort) for sort in (None, PayloadSort.CONFIG)),
+        pq.FindPayload(PayloadSort.CONFIG, "1"), pq.FindPlace(PayloadSort.CONFIG, "builder/one"),
+        *(pq.ListPlaces(sort) for sort in (None, PayloadSort.CONFIG)),
+        *(pq.ListDeployments(PayloadSort.CONFIG, 10, i) for i in ("", "builder/one")),
         bq.BuildTimes(("a/p",)), bq.ListSessions(10), bq.FindQueued(("a/p-1", "a/p-8")),
+        care_queries.ListCare(),
     )  # fmt: skip
     asked: list[object] = [*map(q.ListJobs, filters), *one]
     for query in asked:

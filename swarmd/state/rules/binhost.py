@@ -16,6 +16,7 @@ from swarmd.state.rows import encode
 from swarmd.state.tx import Tx
 
 decode_binpkg = msgspec.msgpack.Decoder(BinPkg).decode
+SECOND_MS = 1000
 ANYBODY = ""
 """In the place of the builder: an operator put it there."""
 
@@ -119,8 +120,11 @@ def remove(tx: Tx, command: RemoveBinPkg) -> None:
 
 
 def _changed(tx: Tx) -> None:
-    """When, for the index."""
-    tx.execute("INSERT OR REPLACE INTO meta VALUES ('binhost_at', ?)", (tx.at,))
+    """When, for the index: at least a second after the last time. Hosts take an index only if it is
+    of a later second than theirs, and so may what changes fast run ahead of the clock."""
+    row = tx.execute("SELECT value FROM meta WHERE key = 'binhost_at'").fetchone()
+    at = tx.at if row is None else max(tx.at, int(row[0]) + SECOND_MS)
+    tx.execute("INSERT OR REPLACE INTO meta VALUES ('binhost_at', ?)", (at,))
 
 
 # Blobs that are kept by others than jobs

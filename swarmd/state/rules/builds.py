@@ -12,6 +12,7 @@ from swarmd.domain.builds import (
     FAILURES_IN_A_ROW_MAX,
     GROUNDED_MS,
     NO_WORK_MS,
+    OUTSIDE,
     SWEEPER,
     UPLOADS_FAILED_MAX,
     VIRTUAL,
@@ -20,9 +21,9 @@ from swarmd.domain.builds import (
     prefetch,
 )
 from swarmd.domain.errors import Conflict, NotFound
-from swarmd.domain.events import BuilderChanged, JobAssigned, PackageBuilt
+from swarmd.domain.events import BuilderChanged, JobAssigned, NodeChanged, PackageBuilt
 from swarmd.domain.jobs import AttemptId, AttemptStatus, Job, JobStatus, Result
-from swarmd.domain.nodes import NodeKind
+from swarmd.domain.nodes import Node, NodeKind
 from swarmd.state.build_commands import (
     BuildEnd,
     FinishBuild,
@@ -91,6 +92,7 @@ def put_builder(tx: Tx, command: PutBuilder) -> Builder:
         if count >= BUILDERS_MAX:
             raise Conflict(f"there are {count} builders, and no more than that are taken in")
     if command.node is not None:
+        _make_way(tx, command.node)
         save_node(tx, command.node)
     elif find_node(tx.execute, command.node_id) is None:
         raise NotFound("no such node", node_id=command.node_id[:128])
@@ -100,6 +102,23 @@ def put_builder(tx: Tx, command: PutBuilder) -> Builder:
         known or Builder(command.node_id),
         auto_reboot=command.auto_reboot, tree_at=command.tree_at,
     ))  # fmt: skip
+
+
+def _make_way(tx: Tx, node: Node) -> None:
+    """A host that was set up anew comes with its old name and another id: who had the name and is
+    not there any more is forgotten. What it built stays in the history."""
+    row = tx.execute(
+        "SELECT id FROM nodes WHERE name = ? AND id != ?", (node.name, node.id)
+    ).fetchone()
+    if row is None or not row[0].startswith(OUTSIDE):
+        return
+    other = find_builder(tx.execute, row[0])
+    if other is None or other.online:
+        return
+    give_back(tx, other.node_id, "another has its builder's name")
+    for table, column in (("builders", "node_id"), ("revoked", "node_id"), ("nodes", "id")):
+        tx.execute(f"DELETE FROM {table} WHERE {column} = ?", (other.node_id,))
+    tx.emit(NodeChanged(other.node_id, "removed"))
 
 
 def note_builder(tx: Tx, command: NoteBuilder) -> Builder:

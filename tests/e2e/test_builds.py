@@ -1,0 +1,172 @@
+"""The build swarm's story: three nodes, two drones and a sweeper, of which a drone and the leader
+are killed. Each package is received once, and can be installed from a node that is left."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from tests.drones import Gate, gone, running_drone
+from tests.parts import need
+from tests.portage import Host, Overlay, lay_host, lay_overlay
+from tests.swarms import Node, running_swarm, until
+
+KEY = {"X-Admin-Key": "a-key-for-tests"}
+PLAIN = [f"app-misc/hello-1.{number}" for number in range(3)]
+NEEDED_BY_OTHERS, VIRTUAL = "app-misc/lib-1", "virtual/lib-0"
+OTHERS = [f"app-misc/p{number}-2" for number in range(3)]
+SLOW, HARD = "app-misc/slow-1", "app-misc/hard-1"
+TEN = [HARD, SLOW, NEEDED_BY_OTHERS, VIRTUAL, *PLAIN, *OTHERS]
+OFFLINE_S = 60
+"""For as long a drone may be silent; a new leader waits that long too."""
+
+
+def ask(node: Node, method: str, path: str, body: object = None) -> Any:
+    answer = node.request(method, path, body, surface="buildswarm", headers=KEY)
+    assert answer.status < 300, (path, answer.status, answer.body)
+    return answer.json
+
+
+def standings(node: Node) -> Counter[str]:
+    return Counter(entry["status"] for entry in ask(node, "GET", "/queue"))
+
+
+def lay_tree(path: Path, gate: Gate) -> Overlay:
+    """What is hard wants something that only the sweeper's host has; what is slow waits at a gate
+    on the drones."""
+    tree = lay_overlay(path)
+    main = "echo 'int main(){}' > m.c; gcc m.c -o ${PN} || die"
+    for name in (*PLAIN, *OTHERS, NEEDED_BY_OTHERS):
+        slot = name.rpartition(".")[2] if name in PLAIN else "0"
+        install = "newbin ${PN} ${P}" if name in PLAIN else "dobin ${PN}"
+        tree.ebuild(name, compile=main, slot=slot, install=install)
+    needs = {"RDEPEND": "app-misc/lib"}
+    tree.ebuild(VIRTUAL, compile="", install="", **needs)
+    tree.ebuild(SLOW, compile=f"{gate.words}\n\t{main}")
+    tree.ebuild(HARD, compile=f'[[ -n $ROOM ]] || die "there is no room here"\n\t{main}')
+    return tree
+
+
+def lay_user(folder: Path, tree: Overlay, node: Node) -> Host:
+    """Of somebody who installs from this node, and believes nothing but the swarm's key."""
+    home, url = folder / "gnupg", f"{node.daemon.url('buildswarm')}/binhost"
+    home.mkdir(mode=0o700, parents=True)
+    key = node.daemon.request("GET", "/binhost/swarm.asc", surface="buildswarm")
+    assert key.status == 200
+    gpg(home, "--import", given=key.body)
+    (own, *_) = re.findall(rb"^fpr:+([0-9A-F]+):", gpg(home, "--with-colons", "--list-keys"), re.M)
+    gpg(home, "--import-ownertrust", given=own + b":6:\n")
+    gpg(home, "--check-trustdb")
+    return lay_host(
+        folder / "host", tree, binhost=url, verify_signatures=True,
+        features="binpkg-request-signature",
+        make_conf=f'BINPKG_GPG_VERIFY_GPG_HOME="{home}"\nGPG_VERIFY_USER_DROP=""\n'
+        'GPG_VERIFY_GROUP_DROP=""',
+    )  # fmt: skip
+
+
+def gpg(home: Path, *arguments: str, given: bytes = b"") -> bytes:
+    return subprocess.run(
+        ["gpg", "--homedir", home, "--batch", "--no-autostart", *arguments],
+        input=given, check=True, capture_output=True, timeout=30,
+    ).stdout  # fmt: skip
+
+
+def install(host: Host, packages: list[str]) -> None:
+    done = host.emerge("--getbinpkgonly", "--oneshot", *(f"={cpv}" for cpv in packages))
+    assert done.returncode == 0, done.stdout[-4000:]
+
+
+def installed(host: Host) -> set[str]:
+    return {
+        f"{path.parent.name}/{path.name}" for path in (host.root / "var/db/pkg").glob("*/*")
+    }  # fmt: skip
+
+
+def test_drone_and_leader_are_killed_and_each_package_is_received_once(tmp_path: Path) -> None:
+    need("root", "portage", "gpg")
+    gate = Gate(tmp_path / "gate")
+    tree = lay_tree(tmp_path / "tree", gate)
+    gate.shut()
+    settings = {"environment": {"ADMIN_KEY": KEY["X-Admin-Key"]}}
+    with running_swarm(tmp_path / "swarm", **settings) as swarm, ExitStack() as stack:
+        leader = swarm.leader()
+        left = [node for node in swarm.nodes if node is not leader]
+        until(
+            lambda: leader.request("GET", "/status", surface="buildswarm").status == 200,
+            "the state does not come to the version that has builds",
+        )
+        ask(leader, "POST", "/queue", {"packages": TEN, "session_name": "ten"})
+        urls = [node.daemon.url("buildswarm") for node in (leader, *left)]
+        drones = {}
+        for name, first, jobs, make_conf in (
+            ("drone-01", 1, 8, ""), ("drone-02", 0, 4, ""), ("sweeper-01", 0, 1, 'ROOM="much"'),
+        ):  # fmt: skip
+            host = lay_host(tmp_path / name, tree, make_conf=make_conf)
+            turned = urls[first:] + urls[:first]
+            drones[name] = stack.enter_context(running_drone(host, name, turned, "--jobs", jobs))
+
+        # One of the two drones is at what is slow: it and the leader go at once.
+        pid = gate.waiting()
+        victim = next(d for d in drones.values() if str(d.host.path) in working_dir(pid))
+        assert victim.name.startswith("drone-")
+        rows = {row["name"]: row for row in ask(leader, "GET", "/nodes?all=true")}
+        held = rows[victim.name]["assigned_packages"]
+        assert SLOW in held
+        victim.kill()
+        leader.kill()
+        killed_at = time.monotonic()
+        gate.open()
+
+        # The rest goes on meanwhile, and is installed as it comes.
+        early = [name for name in (NEEDED_BY_OTHERS, *PLAIN, *OTHERS) if name not in held]
+        until(lambda: received(left[0], early), "the rest does not go on", OFFLINE_S)
+        assert time.monotonic() - killed_at < OFFLINE_S
+        fresh = lay_user(tmp_path / "fresh", tree, left[1])
+        install(fresh, early)
+
+        until(
+            lambda: standings(left[0]) == {"received": len(TEN)}, "not all of them are received",
+            killed_at + 2 * OFFLINE_S - time.monotonic(),
+        )  # fmt: skip
+        check_once(left[0], victim.name)
+        install(fresh, [name for name in TEN if name not in early])
+        assert installed(fresh) == set(TEN)
+        assert subprocess.run([fresh.root / "usr/bin/hard"], check=False).returncode == 0
+        until(lambda: gone(pid), "the build of the drone that was killed goes on", OFFLINE_S)
+        assert swarm.leader(left) in left
+        with ThreadPoolExecutor(len(drones)) as pool:
+            survivors = [drone for drone in drones.values() if drone is not victim]
+            assert [*pool.map(lambda drone: drone.stop(), survivors)] == [0, 0]
+
+
+def received(node: Node, packages: list[str]) -> bool:
+    by_name = {entry["package"]: entry["status"] for entry in ask(node, "GET", "/queue")}
+    return all(by_name[name] == "received" for name in packages)
+
+
+def working_dir(pid: int) -> str:
+    return os.readlink(f"/proc/{pid}/cwd")
+
+
+def check_once(node: Node, victim: str) -> None:
+    """By the history, by the events, by the session, and by what the binary host has."""
+    builds = ask(node, "GET", "/history?limit=1000")["builds"]
+    good = [build for build in builds if build["status"] == "success"]
+    assert Counter(build["package"] for build in good) == Counter(TEN)
+    assert {b["drone_name"] for b in good if b["package"] == HARD} == {"sweeper-01"}
+    assert {b["package"] for b in builds if b["status"] == "failed"} == {HARD}
+    assert SLOW not in {b["package"] for b in good if b["drone_name"] == victim}
+    events = ask(node, "GET", "/events/history?type=complete")["events"]
+    assert Counter(event["details"]["package"] for event in events) == Counter(TEN)
+    (session,) = ask(node, "GET", "/sessions")["sessions"]
+    assert (session["status"], session["completed_packages"]) == ("completed", len(TEN))
+    index = node.daemon.request("GET", "/binhost/Packages", surface="buildswarm").body.decode()
+    assert sorted(re.findall(r"^CPV: (.*)$", index, re.MULTILINE)) == sorted(TEN)

