@@ -85,7 +85,7 @@ def test_three_failures_in_a_row_over_three_minutes_are_the_first_step(status: P
     assert taken(patient(status=status, way=False)) is None
 
 
-@pytest.mark.parametrize("status", [*HEALTHY, None])
+@pytest.mark.parametrize("status", [*sorted(HEALTHY), None])
 def test_who_is_well_or_was_not_probed_is_left_alone(status: ProbeStatus | None) -> None:
     assert plan([patient(status=status, failures=0)], NOW) == Plan()
 
