@@ -45,6 +45,8 @@ DISK_BYTES = 128 << 20
 ENDS_S = 30.0
 """A daemon whose disk is full has ended by then, under load."""
 PORTS = {**SURFACES, "mesh": 8473}
+ALWAYS_CLOSED = {"buildadmin"}
+"""It takes the key, wherever it listens."""
 _CLOCK = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -456,7 +458,10 @@ def _settings(number: int, host: Host, voters: int) -> dict[str, Any]:
     return {
         "node": {"name": f"n{number}", "bind": [host.address]},
         "mesh": {"port": PORTS["mesh"], "voters": voters},
-        **{f"surfaces__{name}": {"port": PORTS[name], "open": True} for name in SURFACES},
+        **{
+            f"surfaces__{name}": {"port": PORTS[name], "open": name not in ALWAYS_CLOSED}
+            for name in SURFACES
+        },
         "jobs": {"slots": 2, "grace_s": 1.0},
     }
 

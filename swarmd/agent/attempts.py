@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -404,8 +404,9 @@ class Attempts:
     # What the runner says.
 
     async def hear(self) -> None:
-        async for batch in self._runner.events():
-            await self._hear(batch)
+        async with aclosing(self._runner.events()) as batches:
+            async for batch in batches:
+                await self._hear(batch)
 
     async def _hear(self, batch: Iterable[Started | Ended]) -> None:
         now = trio.current_time()

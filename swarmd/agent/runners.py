@@ -3,7 +3,7 @@ simulated."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -39,7 +39,7 @@ class Runner(Leasing, Protocol):
     async def replaced(self, pid: int) -> int:
         """Wait until a runner other than that one is connected; answers its pid."""
 
-    def events(self) -> AsyncIterator[Events]:
+    def events(self) -> AsyncGenerator[Events, None]:
         """Batches, for as long as they are taken; an end comes again until it is acknowledged."""
 
 

@@ -131,13 +131,14 @@ class Workshop:
                 await self._end_of(attempt_id)
 
     async def _end_of(self, attempt_id: int) -> Ended:
-        async for events in self._runner.events():
-            for event in events:
-                if isinstance(event, Ended):
-                    with contextlib.suppress(Unavailable):
-                        await self._runner.ack([event.id])
-                    if event.id == attempt_id:
-                        return event
+        async with contextlib.aclosing(self._runner.events()) as batches:
+            async for events in batches:
+                for event in events:
+                    if isinstance(event, Ended):
+                        with contextlib.suppress(Unavailable):
+                            await self._runner.ack([event.id])
+                        if event.id == attempt_id:
+                            return event
         raise AssertionError("events end never")
 
     def _outcome(self, cpv: str, place: Path, staging: Path, ended: Ended) -> Outcome:

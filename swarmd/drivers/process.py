@@ -12,7 +12,7 @@ import logging
 import os
 import sys
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
 from subprocess import DEVNULL
 from typing import Any
@@ -167,7 +167,7 @@ class RunnerClient:
         self._give_credit(len(events))
         return events
 
-    async def events(self) -> AsyncIterator[Events]:
+    async def events(self) -> AsyncGenerator[Events, None]:
         """Batches of events, for as long as they are taken."""
         while True:
             yield await self.take()

@@ -7,7 +7,7 @@ then. The runner outlives its daemon, and goes by leases alone while there is no
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -200,7 +200,7 @@ class SimRunner:
             *(SimStanding(i, "ended") for i in self.ended),
         ]
 
-    async def events(self) -> AsyncIterator[Events]:
+    async def events(self) -> AsyncGenerator[Events, None]:
         while True:
             while not self.news:
                 self.told = trio.Event()
