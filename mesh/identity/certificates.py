@@ -59,10 +59,15 @@ def parse_certificate(der: bytes) -> x509.Certificate:
     if len(der) > CERTIFICATE_BYTES_MAX:
         raise _no_certificate(f"it has {len(der)} bytes; {CERTIFICATE_BYTES_MAX} are the most")
     try:
-        return x509.load_der_x509_certificate(der)
+        parsed = x509.load_der_x509_certificate(der)
     except Exception as error:
         # A parser's ways to fail are many; each means that these bytes are none.
         raise _no_certificate(f"its bytes cannot be read ({type(error).__name__})") from None
+    # Of a signature that ends with zero bits, some may be said not to count: it would be another
+    # certificate, and verify all the same.
+    if not der.endswith(b"\0" + parsed.signature):
+        raise _no_certificate("its signature is not a whole number of bytes")
+    return parsed
 
 
 def read_parsed(certificate: x509.Certificate, der: bytes) -> NodeCertificate:

@@ -250,6 +250,17 @@ _MEMBER = member()
 _GOOD = _MEMBER.certificate.der  # type: ignore[union-attr]
 
 
+def test_no_certificate_has_a_second_form() -> None:
+    """Bits of its signature's end that are zero anyway could be said not to count."""
+    for _ in range(20):
+        identity = member()
+        assert identity.certificate is not None
+        der = identity.certificate.der
+        for unused in range(1, 8):
+            with refused("certificate"):
+                check_certificate(der[:-65] + bytes([unused]) + der[-64:], CA.certificate, NOW)
+
+
 @given(st.data())
 def test_damaged_certificates_are_refused_or_say_nothing_that_verifies(data: st.DataObject) -> None:
     raw = bytearray(_GOOD)
