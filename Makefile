@@ -1,4 +1,4 @@
-# make run, make test: that is all a stranger needs. Python 3.11 or newer and make are enough.
+# make run, make test: that is all a stranger needs. Python 3.11 to 3.13 and make are enough.
 PYTHON ?= python3
 VENV   ?= .venv
 # How many processes share the tests; the machine decides. `make test WORKERS=0` runs them in one.
@@ -130,7 +130,7 @@ clean:
 # A virtual environment is made once, and filled again when a lock file changes. setuptools comes
 # first: with it pip builds asks, which is published as source alone, and installs this project.
 $(VENV)/.made:
-	@$(MAKE) --no-print-directory .python-is-new-enough
+	@$(MAKE) --no-print-directory .python-fits
 	$(PYTHON) -m venv --clear $(VENV) || { \
 	  echo 'make: $(PYTHON) lacks the venv module; on Debian: apt install python3-venv' >&2; \
 	  rm -rf $(VENV); exit 1; }
@@ -147,9 +147,9 @@ $(VENV)/.dev: $(VENV)/.run requirements-dev.lock
 	$(PIP) install --quiet --require-hashes --no-deps --no-build-isolation --use-pep517 -r requirements-dev.lock
 	@touch $@
 
-.PHONY: .python-is-new-enough
-.python-is-new-enough:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-	  echo 'make: swarmd needs Python 3.11 or newer, and $(PYTHON) is' \
+.PHONY: .python-fits
+.python-fits:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' 2>/dev/null || { \
+	  echo 'make: swarmd needs Python 3.11, 3.12 or 3.13, and $(PYTHON) is' \
 	    "$$($(PYTHON) --version 2>&1 || true)"; \
 	  echo 'make: name another one:  make PYTHON=/usr/bin/python3.12 ...'; exit 1; } >&2
