@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.facts import cpu_ms, machine, percentile, table
-from tests.daemon import Daemon, running_daemon
+from tests.daemon import Daemon, await_builds, running_daemon
 
 KEY = "bench-key"
 EVERY_S = 2.0
@@ -118,10 +118,8 @@ def main() -> None:
             Path(folder), jobs={"executor": False}, environment={"ADMIN_KEY": KEY}
         ) as daemon,
     ):
-        link, deadline = Link(daemon), time.monotonic() + 20
-        while daemon.request("GET", "/api/v1/status", surface="buildswarm").status != 200:
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        await_builds(daemon)
+        link = Link(daemon)
         began = time.monotonic()
         for start in range(0, given.packages, 1000):
             names = [f"app-misc/p{n}-1.0" for n in range(start, min(start + 1000, given.packages))]

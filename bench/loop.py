@@ -29,9 +29,8 @@ from typing import Any
 from wsproto import ConnectionType, WSConnection, events
 
 from bench.facts import machine, table
-from tests.daemon import end_runner, free_ports
+from tests.daemon import SURFACES, end_runner, free_ports
 
-SURFACES = {"jobqueue": 8080, "console": 8470, "buildswarm": 8100, "buildadmin": 8093}
 GOAL_MS = 5.0
 SHELL = Path("/bin/sh")
 TRUE = Path("/bin/true")

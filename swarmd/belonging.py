@@ -47,10 +47,11 @@ from swarmd.cluster.members import join_again
 from swarmd.cluster.neighbours import GossipSettings, Neighbours
 from swarmd.cluster.noticing import notice_refusals
 from swarmd.cluster.opening import HOLDERS, SEEDS, OpeningSettings, ServedByOthers, open_replica
-from swarmd.cluster.remote import Remote, RemoteSettings, forget_remote, open_remote, remembered
+from swarmd.cluster.remote import Remote, RemoteSettings, open_remote
 from swarmd.cluster.replica import NotNewest, Replica, ReplicaSettings
 from swarmd.cluster.snapshots import decode_conf
 from swarmd.cluster.trust import Trust
+from swarmd.cluster.whereabouts import forget_remote, remembered
 from swarmd.config import Config
 from swarmd.domain.errors import Unavailable, instead
 from swarmd.domain.jobs import NodeId

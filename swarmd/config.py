@@ -107,6 +107,9 @@ class SurfacesSection:
     buildadmin: SurfaceSection = SurfaceSection(port=8093)
     console: SurfaceSection = SurfaceSection(port=8470)
 
+    def by_name(self) -> dict[str, SurfaceSection]:
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpSection:
@@ -226,6 +229,68 @@ class PayloadsSection:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class TerminalsSection:
+    """What terminals on builders may take of this node, by the names in ops.terminals."""
+
+    sessions_max: int = setting(16, "terminals open at once", low=1, high=200)
+    idle_s: float = setting(1800.0, "without a word either way", low=1.0)
+    session_s_max: float = setting(43_200.0, "of one terminal", low=1.0)
+    recording_bytes_max: int = setting(
+        16 * MIB, "a recording; what comes after it is not recorded", low=4 * KIB, high=GIB
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BuilderSection:
+    """This node as a builder of packages, by the names of drivers.portage. Without a command it
+    builds none."""
+
+    command: str | None = setting(
+        None, "what is emerge here, such as emerge or chroot /mnt/build emerge; without it this"
+        " node builds no packages", kind="command"
+    )  # fmt: skip
+    options: tuple[str, ...] = setting((), "options for emerge, such as --nodeps")
+    env: tuple[str, ...] = setting(
+        (), "NAME=VALUE for emerge, such as FEATURES=ccache; nothing else of the environment gets"
+        " there", kind="variable"
+    )  # fmt: skip
+    python: str | None = setting(
+        None, "the Python that can import portage, where it is not found", kind="command"
+    )
+    cores: int | None = setting(None, "build with so many: make -jN; all where none is given",
+                                low=1, high=4096)  # fmt: skip
+    install_dependencies: bool = setting(
+        False, "install what a build needs on this host first; without it such a build fails"
+    )
+    build_timeout_s: float = setting(
+        6 * 3600.0, "a build that takes longer has failed", low=1.0, high=7 * 86_400.0
+    )
+    sync: bool = setting(True, "bring this host's tree up to date where the swarm's work needs it")
+    sync_command: str | None = setting(
+        None, "with what; emerge --sync where none is given", kind="command"
+    )
+    auto_reboot: bool = setting(True, "the swarm may restart this host")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortageSection:
+    """Whose tree says what names of packages stand for. A node without one asks the others."""
+
+    lookup: bool = setting(True, "look packages up in the Portage tree of this host, if it has one")
+    command: str | None = setting(
+        None, "what is emerge here; the builder's command where none is given, else emerge",
+        kind="command",
+    )  # fmt: skip
+    env: tuple[str, ...] = setting(
+        (), "NAME=VALUE for that Portage, such as ROOT=/mnt/build", kind="variable"
+    )
+    python: str | None = setting(
+        None, "the Python that can import portage, where it is not found", kind="command"
+    )
+    timeout_s: float = setting(25.0, "for an answer of Portage", low=1.0, high=30.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StoreSection:
     events_keep: int = setting(200_000, "events kept for those who resume", low=1000)
 
@@ -255,6 +320,9 @@ class Config:
     ssh: SshSection = SshSection()
     payloads: PayloadsSection = PayloadsSection()
     care: CareSection = CareSection()
+    terminals: TerminalsSection = TerminalsSection()
+    builder: BuilderSection = BuilderSection()
+    portage: PortageSection = PortageSection()
     store: StoreSection = StoreSection()
     security: SecuritySection = field(default=SecuritySection(), repr=False)
     log: LogSection = LogSection()

@@ -9,6 +9,7 @@ import difflib
 import math
 import os
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import Field, dataclass, fields, is_dataclass, replace
 from pathlib import Path
@@ -289,6 +290,22 @@ def _read_service(text: Any) -> str:
     return str(text)
 
 
+def _read_command(text: Any) -> str:
+    try:
+        words = shlex.split(text)
+    except ValueError as problem:
+        raise Invalid(f"is {_shown(text)}, which is no command: {problem}") from None
+    if not words:
+        raise Invalid("is empty; write a command such as emerge, or leave it out")
+    return str(text)
+
+
+def _read_variable(text: Any) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,63}=.*", text):
+        raise Invalid(f"holds {_shown(text)}; write NAME=VALUE, such as FEATURES=ccache")
+    return str(text)
+
+
 _KINDS: dict[str, Callable[[Any], str]] = {
     "name": values.node_name,
     "ip": values.ip_address,
@@ -300,6 +317,8 @@ _KINDS: dict[str, Callable[[Any], str]] = {
     "unit": _read_unit,
     "service": _read_service,
     "mode": _read_mode,
+    "command": _read_command,
+    "variable": _read_variable,
 }
 
 
@@ -335,15 +354,14 @@ def _with(section: Any, found: Mapping[str, object]) -> Any:
 def _check(config: Config) -> None:
     """What no single setting can be wrong about by itself."""
     places: dict[tuple[str, int], str] = {}
-    for each in fields(config.surfaces):
-        surface = getattr(config.surfaces, each.name)
+    for name, surface in config.surfaces.by_name().items():
         if not surface.enabled or surface.port == 0:
             continue
         for address in surface.bind or config.node.bind:
-            other = places.setdefault((address, surface.port), each.name)
-            if other != each.name:
+            other = places.setdefault((address, surface.port), name)
+            if other != name:
                 raise Invalid(
-                    f"surfaces.{other}.port and surfaces.{each.name}.port are both"
+                    f"surfaces.{other}.port and surfaces.{name}.port are both"
                     f" {surface.port} at {address}; move one, or switch one off"
                 )
     if config.surfaces.buildadmin.open:

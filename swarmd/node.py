@@ -7,8 +7,8 @@ import os
 import platform
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -40,6 +40,7 @@ from swarmd.agent.logs import AttemptLogs
 from swarmd.agent.rejoining import put_away
 from swarmd.agent.sharing import NodeBlobs
 from swarmd.belonging import open_cluster, resume
+from swarmd.building import Building, building, tree_settings
 from swarmd.cluster.asks import EndWork, ReadLog
 from swarmd.cluster.handle import Hosted, local_reads
 from swarmd.cluster.patience import patiently
@@ -59,12 +60,15 @@ from swarmd.drivers.http import HttpSettings
 from swarmd.drivers.process import RunnerClient, RunnerSettings, open_runner
 from swarmd.drivers.ssh_targets import SshTarget
 from swarmd.ops import swarm
+from swarmd.ops.drone_tokens import DroneTokens
 from swarmd.ops.payloads import PayloadFile
 from swarmd.ops.ping import answer_pings
 from swarmd.ops.raft import Copies
 from swarmd.ops.reach import Hosts, Reach, open_reach
 from swarmd.ops.rollout import Deploying, Rollouts, open_rollouts
 from swarmd.ops.signing import answer_signing
+from swarmd.ops.terminals import Terminals, TerminalSettings, open_terminals
+from swarmd.ops.trees import Trees, open_trees
 from swarmd.paths import claimed
 from swarmd.state.build_queries import BuilderView
 from swarmd.state.care_queries import Cared
@@ -91,6 +95,11 @@ class RunningNode:
         self.removed = trio.Event()
         """The swarm takes no word of this node any more."""
         self.admin_key: str | None = None
+
+    def port(self, surface: str, configured: int) -> int:
+        """Where a surface is served: the one that was found for it, where 0 is configured."""
+        bound = (url for url in self.urls.get(surface, ()) if url.startswith("http:"))
+        return next((int(url.rpartition(":")[2]) for url in bound), configured)
 
     def stop(self, end_jobs: bool) -> None:
         self.end_jobs |= end_jobs
@@ -120,11 +129,18 @@ async def open_node(config: Config) -> AsyncIterator[RunningNode]:
             answer_care(cluster, config.care.own_service, config.care.paths)
             answer_signing(cluster)
             cluster.blobs = NodeBlobs(cluster, store, config.jobs.blob_bytes_max)
+            builds = building(config.builder, config.jobs, cluster, data_dir)
             async with (
-                _open_agent(config, cluster, store, data_dir, running),
-                _deploying(config, cluster, reach) as rollouts,
+                _open_agent(config, cluster, store, data_dir, running, builds),
+                open_trees(cluster, tree_settings(config.portage, config.builder)) as trees,
+                _deploying(config, cluster, reach, running.stopping) as rollouts,
+                _terminals(config, cluster, reach, data_dir, running) as terminals,
             ):
-                surfaces = _surfaces(config, cluster, running, data_dir, rollouts)
+                drone_tokens = DroneTokens(cluster)
+                surfaces = _surfaces(
+                    config, cluster, running, data_dir, rollouts, terminals, trees, builds,
+                    drone_tokens,
+                )  # fmt: skip
                 async with open_surfaces(
                     surfaces, _limits(config), admin_key=lambda: running.admin_key, wall=time.time
                 ) as bound:
@@ -132,6 +148,7 @@ async def open_node(config: Config) -> AsyncIterator[RunningNode]:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(_become_ready, config, cluster, running)
                         nursery.start_soon(_notice_removal, cluster, running)
+                        nursery.start_soon(drone_tokens.follow)
                         yield running
                         nursery.cancel_scope.cancel()
         if running.left:
@@ -211,13 +228,16 @@ async def _describe(
     memory_bytes = jobs.memory_bytes or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     slots = jobs.slots or max(1, int(cpus))
     capacity = Capacity(slots, cpus, memory_bytes, tuple(f"gpu{i}" for i in range(gpus)))
+    if not jobs.executor:
+        # One that only builds runs no jobs, and is as large as it is.
+        capacity = Capacity(0, cpus, memory_bytes) if config.builder.command else Capacity()
     return Node(
         id=node_id,
         name=config.node.name,
         addresses=(config.node.advertise or config.node.bind[0],),
         mesh=mesh,
         capabilities=("binary",) if jobs.executor else (),
-        capacity=capacity if jobs.executor else Capacity(),
+        capacity=capacity,
         labels=dict(config.node.labels),
         arch=platform.machine(),
         os=sys.platform,
@@ -230,9 +250,10 @@ async def _describe(
 
 @asynccontextmanager
 async def _open_agent(
-    config: Config, cluster: Hosted, store: BlobStore, data_dir: Path, running: RunningNode
-) -> AsyncIterator[None]:
-    """Jobs and blobs of this node. Where it runs no jobs and holds none, no runner is started."""
+    config: Config, cluster: Hosted, store: BlobStore, data_dir: Path, running: RunningNode,
+    builds: Building | None,
+) -> AsyncIterator[None]:  # fmt: skip
+    """Jobs, builds and blobs of this node. Without any to run or held, no runner is started."""
     attempts_dir = data_dir / "attempts"
     attempts_dir.mkdir(exist_ok=True)
     attempts_dir.chmod(0o711)
@@ -243,18 +264,20 @@ async def _open_agent(
             asked = ListDuties(cluster.node.id)
             with trio.CancelScope() as asking:
                 # One without a replica that was removed meanwhile is answered by nobody, ever.
-                nursery.start_soon(_cancel_when, cluster.removed, asking)
+                nursery.start_soon(_when, cluster.removed, asking.cancel)
                 duties = await patiently(lambda: cluster.read(asked))
             if asking.cancelled_caught:
                 raise _was_removed(data_dir)
-        if config.jobs.executor or duties:
+        if config.jobs.executor or builds or duties:
             # A node that gives up running jobs still lets those it holds come to their end.
-            slots = cluster.node.capacity.slots or len(duties)
+            slots = cluster.node.capacity.slots or len(duties) or 1
             settings = RunnerSettings(slots=slots, unit=config.jobs.runner_unit)
             async with (
                 open_runner(data_dir, settings) as runner,
-                _open_attempts(config, cluster, runner, store, data_dir) as attempts,
+                _open_attempts(config, cluster, runner, store, data_dir, builds) as attempts,
             ):
+                if builds is not None:
+                    nursery.start_soon(builds.live, attempts)
                 try:
                     yield
                 finally:
@@ -276,15 +299,16 @@ async def _nothing_to_end(ask: EndWork) -> None:
     pass
 
 
-async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
+async def _when(event: trio.Event, act: Callable[[], None]) -> None:
     await event.wait()
-    scope.cancel()
+    act()
 
 
 @asynccontextmanager
 async def _open_attempts(
-    config: Config, cluster: Hosted, runner: RunnerClient, store: BlobStore, data_dir: Path
-) -> AsyncIterator[Attempts]:
+    config: Config, cluster: Hosted, runner: RunnerClient, store: BlobStore, data_dir: Path,
+    builds: Building | None,
+) -> AsyncIterator[Attempts]:  # fmt: skip
     jobs = config.jobs
     account = find_account(jobs.user)
     downloads = HttpSettings(
@@ -306,7 +330,10 @@ async def _open_attempts(
         log_bytes_max=jobs.log_bytes_max,
         logs_total_bytes_max=jobs.logs_total_bytes_max,
     )
-    attempts = Attempts(cluster, runner, binaries, data_dir / "attempts", settings, not direct)
+    attempts = Attempts(
+        cluster, runner, binaries, data_dir / "attempts", settings, not direct,
+        builds=None if builds is None else builds.bench,
+    )  # fmt: skip
     cluster.answers(ReadLog, attempts.logs.read)
     cluster.answers(EndWork, attempts.end_work)
     async with open_attempts(attempts):
@@ -314,8 +341,11 @@ async def _open_attempts(
 
 
 @asynccontextmanager
-async def _deploying(config: Config, cluster: Hosted, reach: Reach) -> AsyncIterator[Rollouts]:
-    """What builders are given from here."""
+async def _deploying(
+    config: Config, cluster: Hosted, reach: Reach, stopping: trio.Event
+) -> AsyncIterator[Rollouts]:
+    """What builders are given from here. With the first word of a stop it is left to others: who
+    asked for it need not be waited for."""
     section = config.payloads
     files = {
         sort: PayloadFile(
@@ -324,13 +354,28 @@ async def _deploying(config: Config, cluster: Hosted, reach: Reach) -> AsyncIter
         for sort in PayloadSort
     }
     on = Deploying(cluster, reach, files, section.service, section.heartbeat_s)
-    async with open_rollouts(on) as rollouts:
+    async with (
+        open_rollouts(on, takes_up=isinstance(cluster, Replica)) as rollouts,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(_when, stopping, rollouts.stop)
         yield rollouts
+        nursery.cancel_scope.cancel()
+
+
+def _terminals(
+    config: Config, cluster: Hosted, reach: Reach, data_dir: Path, running: RunningNode
+) -> AbstractAsyncContextManager[Terminals]:
+    """Terminals on builders through this node."""
+    section = config.terminals
+    settings = TerminalSettings(**{f.name: getattr(section, f.name) for f in fields(section)})
+    return open_terminals(cluster, reach, data_dir / "terminals", settings, running.stopping.is_set)
 
 
 def _surfaces(
-    config: Config, cluster: Hosted, running: RunningNode, data_dir: Path, rollouts: Rollouts
-) -> tuple[Surface, ...]:
+    config: Config, cluster: Hosted, running: RunningNode, data_dir: Path, rollouts: Rollouts,
+    terminals: Terminals, trees: Trees, builds: Building | None, drone_tokens: DroneTokens,
+) -> tuple[Surface, ...]:  # fmt: skip
     advertised = config.node.advertise
     names = (advertised.rpartition(":")[0] or advertised,) if advertised else ()
 
@@ -357,6 +402,8 @@ def _surfaces(
             cluster, admin_key=lambda: running.admin_key, version=__version__,
             uptime_s=lambda: time.monotonic() - began, address=address,
             staging=data_dir / "staging", package_bytes_max=config.jobs.blob_bytes_max,
+            trees=trees, drone_tokens=drone_tokens,
+            bound_port=partial(running.port, "buildswarm", section.port),
             **placed("buildswarm", section),
         ))  # fmt: skip
     section = config.surfaces.buildadmin
@@ -365,13 +412,13 @@ def _surfaces(
         del where["access"]  # it takes the key always
         operators = Swarm(
             cluster, lambda: running.admin_key, __version__, lambda: time.monotonic() - began,
-            address, config.surfaces.buildswarm.port,
+            address, partial(running.port, "buildswarm", config.surfaces.buildswarm.port),
         )  # fmt: skip
         admin = Admin(
             operators, rollouts, logs.tail, data_dir / "state.db", config.jobs.blob_bytes_max,
-            section.port,
+            partial(running.port, "buildadmin", section.port),
         )  # fmt: skip
-        surfaces.append(buildadmin.surface(admin, **where))
+        surfaces.append(buildadmin.surface(admin, terminals, **where))
     section = config.surfaces.console
     behind = Console(
         cluster,
@@ -383,6 +430,7 @@ def _surfaces(
         data_dir,
         running.leave,
         running.removed,
+        lambda: None if builds is None else builds.trouble,
     )
     # Its port may be switched off; the socket stays, or the command line could not reach the node.
     where = placed("console", section)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections import Counter
 from pathlib import Path
@@ -18,6 +19,7 @@ from tests import parts
 settings.register_profile("swarmd", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("swarmd")
 _OWN_BASETEMP = pytest.StashKey[Path]()
+_BYTECODE = pytest.StashKey[Path]()
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +42,33 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.option.basetemp is None and not hasattr(config, "workerinput"):
         config.option.basetemp = tempfile.mkdtemp(prefix="swarmd-tests-")
         config.stash[_OWN_BASETEMP] = Path(config.option.basetemp)
+    if sys.dont_write_bytecode and not hasattr(config, "workerinput"):
+        # Hundreds of daemons are started, and a third of what a start takes is to compile. Where
+        # nobody wants the results in the tree, they are kept beside it, for as long as this lasts.
+        config.stash[_BYTECODE] = Path(tempfile.mkdtemp(prefix="swarmd-bytecode-"))
+        os.environ["PYTHONPYCACHEPREFIX"] = str(config.stash[_BYTECODE])
+        os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Tests that share a fixture of their module run in one process, where it is made once."""
+    if not isinstance(item, pytest.Function) or item.get_closest_marker("xdist_group"):
+        return
+    defined = item._fixtureinfo.name2fixturedefs.values()
+    if any(each.scope == "module" for fixtures in defined for each in fixtures):
+        item.add_marker(pytest.mark.xdist_group(item.module.__name__))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """pytest-xdist 3.8 tells a test's group by its node id, and sets that in a way that pytest 9.2
+    no longer has: without this no group would be kept together."""
+    if not getattr(config.option, "loadgroup", False) or not hasattr(config, "workerinput"):
+        return
+    for item in items:
+        mark = item.get_closest_marker("xdist_group")
+        if mark is not None and not item.nodeid.endswith(f"@{mark.args[0]}"):
+            item._id = type(item._id).parse(f"{item.nodeid}@{mark.args[0]}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -52,6 +81,8 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     own = session.config.stash.get(_OWN_BASETEMP, None)
     if own is not None and exitstatus == 0:
         shutil.rmtree(own, ignore_errors=True)
+    if (bytecode := session.config.stash.get(_BYTECODE, None)) is not None:
+        shutil.rmtree(bytecode, ignore_errors=True)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

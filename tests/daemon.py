@@ -131,7 +131,10 @@ def start_daemon(
     for attempt in range(_STARTS_MAX):
         ports = free_ports(SURFACES)
         surfaces = {f"surfaces.{name}": {"port": port} for name, port in ports.items()}
-        merged: dict[str, Mapping[str, object]] = {"mesh": {"port": 0}, **surfaces}
+        # A machine's own Portage has no part in tests.
+        merged: dict[str, Mapping[str, object]] = {
+            "mesh": {"port": 0}, "portage": {"lookup": False}, **surfaces,
+        }  # fmt: skip
         for name, section in settings.items():
             key = name.replace("__", ".")
             merged[key] = {**merged.get(key, {}), **section}
@@ -152,6 +155,14 @@ def start_daemon(
         if attempt + 1 == _STARTS_MAX or "the port is taken" not in said:
             raise AssertionError(f"the daemon did not become ready:\n{said[-4000:]}")
     raise AssertionError("unreachable")
+
+
+def await_builds(daemon: Daemon) -> None:
+    """Until the state is of the version that has builds, which a new swarm comes to by steps."""
+    deadline = time.monotonic() + READY_TIMEOUT_S
+    while daemon.request("GET", "/api/v1/status", surface="buildswarm").status != 200:
+        assert time.monotonic() < deadline, "the state does not come to the version with builds"
+        time.sleep(0.02)
 
 
 def _bound(settings: Mapping[str, Mapping[str, object]]) -> str:

@@ -54,6 +54,14 @@ class Sshd:
         file = self.folder / f"host_{kind or self.kinds[0]}.pub"
         return _run("ssh-keygen", "-lf", str(file)).split()[1]
 
+    def settings(self, known_hosts: Path) -> dict[str, object]:
+        """A daemon's section `ssh` that reaches it; the file is written here."""
+        known_hosts.write_text(f"# by the test\n[{self.host}]:{self.port} {self.host_key()}\n")
+        return {
+            "key_file": str(self.folder / "client"), "known_hosts": str(known_hosts),
+            "port": self.port, "user": getpass.getuser(),
+        }  # fmt: skip
+
     def start(self) -> None:
         assert self.process is None
         config = self.folder / "sshd_config"
@@ -97,6 +105,21 @@ class Sshd:
                     os.kill(pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """It takes connections, and does not say or hear a word, for the block."""
+        assert self.process is not None
+        pids = [self.process.pid, *descendants(self.process.pid)]
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
     def sessions(self) -> list[int]:
         """The processes of its connections."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
-from api.buildswarm import binhost, care_routes
+from api.buildswarm import binhost, care_routes, tokens
 from api.buildswarm.binhost import BinHost
 from api.buildswarm.envelope import ENVELOPE
 from api.buildswarm.routes import API, ROUTES, Swarm, hot_routes
-from api.common.surface import Access, Surface
+from api.common.surface import Access, Surface, Tokens
 from swarmd.cluster.handle import Cluster
 from swarmd.ops.binhost import Index, clear_staging
+from swarmd.ops.drone_tokens import DroneTokens
+from swarmd.ops.trees import Trees
 
 NAME = "buildswarm"
 PORT = 8100
@@ -26,6 +29,9 @@ def surface(
     address: str,
     staging: Path,
     package_bytes_max: int,
+    trees: Trees,
+    drone_tokens: DroneTokens,
+    bound_port: Callable[[], int],
     binds: tuple[str, ...] = ("127.0.0.1",),
     port: int = PORT,
     access: Access = Access.LOOPBACK,
@@ -33,7 +39,7 @@ def surface(
     origins: tuple[str, ...] = (),
 ) -> Surface:
     clear_staging(staging)
-    swarm = Swarm(cluster, admin_key, version, uptime_s, address, port)
+    swarm = Swarm(cluster, admin_key, version, uptime_s, address, bound_port, trees)
     files = BinHost(swarm, Index(cluster), staging, package_bytes_max)
     return Surface(
         name=NAME,
@@ -44,6 +50,12 @@ def surface(
         access=access,
         hosts=hosts,
         origins=origins,
+        tokens=Tokens(tokens.HEADER, partial(_actor_of, drone_tokens), tokens.HINT),
         probes=frozenset({f"{API}/health"}),
         staleness_ms=cluster.staleness_ms,
     )
+
+
+def _actor_of(drone_tokens: DroneTokens, shown: str) -> str | None:
+    name = drone_tokens.owner(shown)
+    return None if name is None else tokens.ACTOR + name

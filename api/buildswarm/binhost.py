@@ -11,6 +11,7 @@ from email.utils import formatdate, parsedate_to_datetime
 from functools import partial
 from pathlib import Path
 
+from api.buildswarm import tokens
 from api.buildswarm.routes import API, Swarm, check_admin, token_of
 from api.common.streams import stream_answer
 from api.common.surface import HotRoute, Request, Response, json_answer
@@ -50,7 +51,9 @@ def hot_routes(on: BinHost) -> tuple[HotRoute, ...]:
         HotRoute("GET", f"{BINHOST}/{{category}}/{{file}}", partial(_read, on)),
         HotRoute("GET", f"{BINHOST}/{{category}}/{{name}}/{{file}}", partial(_read, on)),
         *(
-            HotRoute("PUT", f"{staging}/{where}", partial(_stage, on), on.bytes_max, None)
+            HotRoute(
+                "PUT", f"{staging}/{where}", partial(_stage, on), on.bytes_max, None, by_token=True
+            )
             for where in ("{category}/{file}", "{category}/{name}/{file}")
         ),
     )
@@ -117,7 +120,7 @@ async def _bytes(on: BinHost, pkg: BinPkg) -> AsyncIterator[bytes]:
 
 
 async def _stage(on: BinHost, request: Request) -> Response:
-    builder = _builder(on, request)
+    builder = await _builder(on, request)
     path = _path(request)
     stage = partial(binhost.stage, folder=on.folder, bytes_max=on.bytes_max)
     # Its last step commits; all before is undone where the client goes.
@@ -127,15 +130,19 @@ async def _stage(on: BinHost, request: Request) -> Response:
     return json_answer(answer, 201)
 
 
-def _builder(on: BinHost, request: Request) -> str:
+async def _builder(on: BinHost, request: Request) -> str:
     """Whose token is shown; "" with the admin key."""
+    cluster = on.swarm.cluster
     shown = (request.header(b"x-drone-token") or request.header(b"authorization") or "").strip()
     shown = shown.removeprefix("Bearer ").strip()
     drone, _, _ = shown.rpartition(".")
     if drone and len(shown) <= TOKEN_CHARS_MAX:
         known = token_of(on.swarm.admin_key(), drone)
         if known is not None and hmac.compare_digest(known.encode(), shown.encode()):
+            await tokens.check_own(cluster, request, drone)
             return drone
+    if (own := await tokens.own_id(cluster, request)) is not None:
+        return own
     try:
         check_admin(on.swarm, request)
     except Unauthorized:

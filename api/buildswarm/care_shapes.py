@@ -50,12 +50,10 @@ class EscalationOut(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, view: CareView) -> Self:
-        care, sign = view.care, view.sign
+        sign = view.sign
         return cls(
-            view.node.name, _presence(view), view.builder.sort.value, view.builder.auto_reboot,
-            care.level, _time(care.level_at), care.attempts,
-            None if care.action is None else care.action.value, _time(care.begun_at),
-            _result(view), _time(sign.at), sign.latency_ms, _status(view),
+            view.node.name, *_standing(view), *_last_action(view), _time(sign.at), sign.latency_ms,
+            _status(view),
         )  # fmt: skip
 
 
@@ -123,10 +121,8 @@ class DetailOut(msgspec.Struct, frozen=True):
     def of(cls, view: CareView) -> Self:
         care, sign = view.care, view.sign
         return cls(
-            view.node.name, _presence(view), view.builder.sort.value, view.builder.auto_reboot,
-            care.level, _time(care.level_at), care.attempts, _time(care.failing_since),
-            None if care.action is None else care.action.value, _time(care.begun_at),
-            _result(view), care.detail or None, ProbeOut.of(view) if sign.at is not None else None,
+            view.node.name, *_standing(view), _time(care.failing_since), *_last_action(view),
+            care.detail or None, ProbeOut.of(view) if sign.at is not None else None,
             _time(sign.at), sign.failures,
         )  # fmt: skip
 
@@ -154,14 +150,18 @@ def _status(view: CareView) -> str:
     return NOT_PROBED if view.sign.status is None else view.sign.status.value
 
 
-def _presence(view: CareView) -> str:
-    return "online" if view.builder.online else "offline"
+def _standing(view: CareView) -> tuple[str, str, bool, int, float | None, int]:
+    """From `status` to `escalation_attempts`."""
+    builder, care = view.builder, view.care
+    presence = "online" if builder.online else "offline"
+    at = _time(care.level_at)
+    return presence, builder.sort.value, builder.auto_reboot, care.level, at, care.attempts
 
 
-def _result(view: CareView) -> str | None:
+def _last_action(view: CareView) -> tuple[str | None, float | None, str | None]:
+    """From `last_action` to `last_action_result`."""
     care = view.care
     if care.action is None:
-        return None
-    if care.under_way:
-        return "under way"
-    return "done" if care.ok else "failed"
+        return None, _time(care.begun_at), None
+    ended = "done" if care.ok else "failed"
+    return care.action.value, _time(care.begun_at), "under way" if care.under_way else ended

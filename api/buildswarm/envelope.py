@@ -45,6 +45,10 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 def _render(status: int, code: str, message: str, facts: Mapping[str, object]) -> Failure:
+    return failure(status, message)
+
+
+def failure(status: int, message: str) -> Failure:
     """What would be right is often said already, behind a semicolon."""
     what, _, right = message.partition("; ")
     return Failure(what, right or _HINTS.get(status, "the node's log says more"))

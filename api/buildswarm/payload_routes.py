@@ -64,7 +64,7 @@ class Admin:
     """Where this node logs to, where that is a file, and the last lines of it."""
     database: Path
     payload_bytes_max: int
-    port: int
+    port: Callable[[], int]
 
 
 Answer = Callable[[Admin, Request], Awaitable[Response]]
@@ -112,7 +112,7 @@ async def info(on: Admin, request: Request) -> Response:
     )  # fmt: skip
     return json_answer(InfoOut(
         swarm.version, round(uptime_s, 1), human(uptime_s), str(on.database),
-        round(size_bytes / 1e6, 2), swarm.port, on.port, None, swarm.address or None,
+        round(size_bytes / 1e6, 2), swarm.port(), on.port(), None, swarm.address or None,
         min(others, default=None),
     ))  # fmt: skip
 

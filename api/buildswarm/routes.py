@@ -8,10 +8,11 @@ import base64
 import hashlib
 import hmac
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 
+from api.buildswarm import tokens
 from api.buildswarm.requests import (
     CompleteIn,
     ControlIn,
@@ -48,8 +49,11 @@ from api.common.surface import HotRoute, Request, Response, json_answer
 from swarmd.cluster.handle import Cluster
 from swarmd.domain.builds import Control
 from swarmd.domain.errors import Invalid, Unauthorized
-from swarmd.ops import builds, swarm
+from swarmd.domain.trees import TREE_CHARS_MAX
+from swarmd.ops import builds, queueing, swarm
 from swarmd.ops.builds import BuildFilter
+from swarmd.ops.syncs import Syncs
+from swarmd.ops.trees import Trees
 
 API = "/api/v1"
 QUEUE_BYTES_MAX = 1024 * 1024
@@ -71,7 +75,10 @@ class Swarm:
     uptime_s: Callable[[], float]
     address: str
     """Where drones are told that this node is."""
-    port: int
+    port: Callable[[], int]
+    """Where it really is, once it is served."""
+    trees: Trees | None = None
+    syncs: Syncs = field(default_factory=Syncs)
 
 
 Answer = Callable[[Swarm, Request], Awaitable[Response]]
@@ -85,13 +92,16 @@ class Route:
     admin: bool = False
     """It takes the admin key."""
     body_bytes_max: int | None = None
+    by_token: bool = False
+    """Of a drone; see `HotRoute`."""
 
 
 def hot_routes(swarm_: Swarm, routes: tuple[Route, ...]) -> tuple[HotRoute, ...]:
-    return tuple(
-        HotRoute(each.method, each.template, partial(_admitted, each, swarm_), each.body_bytes_max)
-        for each in routes
-    )
+    def hot(route: Route) -> HotRoute:
+        answer, bytes_max = partial(_admitted, route, swarm_), route.body_bytes_max
+        return HotRoute(route.method, route.template, answer, bytes_max, by_token=route.by_token)
+
+    return tuple(map(hot, routes))
 
 
 async def _admitted(route: Route, swarm_: Swarm, request: Request) -> Response:
@@ -125,7 +135,7 @@ async def status(on: Swarm, request: Request) -> Response:
 
 
 async def nodes(on: Swarm, request: Request) -> Response:
-    query = _query(request)
+    query = request.args
     wanted = query.get("format", "")
     if wanted not in ("", "legacy"):
         raise Invalid("format must be legacy, or left out", field="format")
@@ -137,11 +147,11 @@ async def nodes(on: Swarm, request: Request) -> Response:
 
 
 async def events(on: Swarm, request: Request) -> Response:
-    return await _events(on, _query(request), EVENTS_LIMIT, recent=True)
+    return await _events(on, request.args, EVENTS_LIMIT, recent=True)
 
 
 async def events_history(on: Swarm, request: Request) -> Response:
-    return await _events(on, _query(request), HISTORY_EVENTS_LIMIT, recent=False)
+    return await _events(on, request.args, HISTORY_EVENTS_LIMIT, recent=False)
 
 
 async def _events(on: Swarm, query: dict[str, str], usual: int, *, recent: bool) -> Response:
@@ -159,7 +169,7 @@ async def _events(on: Swarm, query: dict[str, str], usual: int, *, recent: bool)
 
 
 async def history(on: Swarm, request: Request) -> Response:
-    query = _query(request)
+    query = request.args
     ok = {"": None, "success": True, "failed": False}.get(query.get("status", ""), ...)
     if ok is ...:
         raise Invalid("status must be success or failed", field="status")
@@ -180,7 +190,7 @@ async def sessions(on: Swarm, request: Request) -> Response:
 
 
 async def queue(on: Swarm, request: Request) -> Response:
-    limit = limit_of(_query(request), QUEUE_LIMIT)
+    limit = limit_of(request.args, QUEUE_LIMIT)
     found = await builds.list_queue(on.cluster, min(limit, QUEUE_LIMIT))
     return json_answer([entry async for entry in in_slices(found, EntryOut.of)])
 
@@ -191,7 +201,7 @@ async def enqueue(on: Swarm, request: Request) -> Response:
     session_id = f"session-{moment:%Y%m%d-%H%M%S}"
     name = text_of(asked.session_name, "session_name") or session_id
     queued = await shielded(
-        builds.enqueue, on.cluster, request.actor, asked.packages, name, session_id
+        queueing.enqueue, on.cluster, request.actor, asked.packages, name, session_id, on.trees
     )
     return json_answer(QueuedOut.of(queued))
 
@@ -240,9 +250,10 @@ async def set_type(on: Swarm, request: Request) -> Response:
 async def register(on: Swarm, request: Request) -> Response:
     asked = await read_json(request, RegisterIn)
     says = asked.says(request.actor.address)
+    await tokens.check_own(on.cluster, request, says.id, says.name)
     told = await builds.register(on.cluster, request.actor, says)
     token = token_of(on.admin_key(), says.id)
-    return json_answer(RegisteredOut.of(told, on.address, on.port, NAME, token))
+    return json_answer(RegisteredOut.of(told, on.address, on.port(), NAME, token))
 
 
 def token_of(admin_key: str | None, drone: str) -> str | None:
@@ -254,8 +265,13 @@ def token_of(admin_key: str | None, drone: str) -> str | None:
 
 
 async def work(on: Swarm, request: Request) -> Response:
-    query = _query(request)
-    found = await builds.work(on.cluster, request.actor, drone_id(query.get("id")), cores_of(query))
+    query = request.args
+    drone = drone_id(query.get("id"))
+    await tokens.check_own(on.cluster, request, drone)
+    found = await builds.work(
+        on.cluster, request.actor, drone, cores_of(query),
+        syncs=on.syncs, tried=text_of(query.get("synced"), "synced", TREE_CHARS_MAX),
+    )  # fmt: skip
     return json_answer(work_out(found))
 
 
@@ -263,20 +279,15 @@ async def complete(on: Swarm, request: Request) -> Response:
     asked = await read_json(request, CompleteIn)
     outcome, error = asked.outcome()
     finish = partial(builds.finish, duration_ms=asked.duration_ms(), error=error)
-    package = text_of(asked.package, "package")
-    counted = await shielded(
-        finish, on.cluster, request.actor, drone_id(asked.id), package, outcome
-    )
+    package, drone = text_of(asked.package, "package"), drone_id(asked.id)
+    await tokens.check_own(on.cluster, request, drone)
+    counted = await shielded(finish, on.cluster, request.actor, drone, package, outcome)
     if counted:
         return json_answer({"status": "ok", "package": package, "accepted": True})
     return json_answer({
         "status": "ok", "package": package, "accepted": False, "stale": True,
         "action": "stop_work",
     })  # fmt: skip
-
-
-def _query(request: Request) -> dict[str, str]:
-    return {name: values[0] for name, values in request.query.items()}
 
 
 ROUTES: tuple[Route, ...] = (
@@ -293,7 +304,7 @@ ROUTES: tuple[Route, ...] = (
     Route("POST", f"{API}/nodes/{{name}}/pause", partial(_pause, True), admin=True),
     Route("POST", f"{API}/nodes/{{name}}/resume", partial(_pause, False), admin=True),
     Route("POST", f"{API}/nodes/{{name}}/set-type", set_type, admin=True),
-    Route("POST", f"{API}/register", register),
-    Route("GET", f"{API}/work", work),
-    Route("POST", f"{API}/complete", complete, body_bytes_max=REPORT_BYTES_MAX),
+    Route("POST", f"{API}/register", register, by_token=True),
+    Route("GET", f"{API}/work", work, by_token=True),
+    Route("POST", f"{API}/complete", complete, body_bytes_max=REPORT_BYTES_MAX, by_token=True),
 )

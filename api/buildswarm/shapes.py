@@ -14,7 +14,8 @@ from api.buildswarm.words import drone_id, said, seconds, standing
 from swarmd.domain.builds import Build
 from swarmd.domain.events import Event
 from swarmd.domain.jobs import Job
-from swarmd.ops.builds import BuildTotals, Overview, Queued, SessionView, Standing, Told, Work
+from swarmd.ops.builds import BuildTotals, Overview, SessionView, Standing, Told, Work
+from swarmd.ops.queueing import Queued
 
 GIB = 1024**3
 DONE = 99
@@ -259,12 +260,14 @@ class QueuedOut(msgspec.Struct, frozen=True):
     packages: list[str]
     session_id: str
     already_queued: list[str]
+    notes: list[str]
 
     @classmethod
     def of(cls, queued: Queued) -> Self:
         return cls(
-            "ok", len(queued.packages), [*queued.packages], queued.session.id, [*queued.known]
-        )
+            "ok", len(queued.packages), [*queued.packages], queued.session.id, [*queued.known],
+            [*queued.notes],
+        )  # fmt: skip
 
 
 class RegisteredOut(msgspec.Struct, frozen=True):
@@ -277,18 +280,22 @@ class RegisteredOut(msgspec.Struct, frozen=True):
     """With it the drone may put what it built into staging."""
     revoke: list[str]
     stop_work: str | None
+    assigned_packages: list[str]
 
     @classmethod
     def of(cls, told: Told, address: str, port: int, name: str, token: str | None) -> Self:
         return cls(
-            "registered", address, port, name, told.paused, token, [*told.revoked], told.stop
-        )
+            "registered", address, port, name, told.paused, token, [*told.revoked], told.stop,
+            [*told.held],
+        )  # fmt: skip
 
 
 def work_out(work: Work) -> dict[str, object]:
     answer: dict[str, object] = {"package": work.package}
     if work.package is not None:
         answer["session_id"] = work.session_id
+    if work.sync_to:
+        answer |= {"action": "sync_portage", "expected_timestamp": work.sync_to}
     if work.revoked:
         answer["revoke"] = work.revoked
     return answer

@@ -3,7 +3,8 @@
 On a unix socket the file's permissions are the authority. On an open loopback bind a browser is
 the only stranger, so a foreign Host (DNS rebinding) and a cross-site Origin are refused. Off
 loopback a key is needed, `X-Admin-Key` or `Authorization: Bearer`, unless the configuration opens
-that surface by name; with no key known, that means closed. Health checks (a surface's `probes`)
+that surface by name; with no key known, that means closed. A surface may name routes on which a
+lesser credential, that stands for somebody, is enough. Health checks (a surface's `probes`)
 are read without a credential, since load balancers and service managers have none and the answer
 says no more than up or down; the checks on Host and Origin hold for them too.
 """
@@ -15,7 +16,7 @@ import ipaddress
 from collections.abc import Callable
 from contextvars import ContextVar
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import unquote_plus, urlsplit
 
 from api.common.surface import Access
 from api.common.wire import Head
@@ -43,6 +44,16 @@ class Peer:
     port: int = 0
     local: bool = False
     """Came through the unix socket."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bearer:
+    """On a route that takes a lesser credential than the key."""
+
+    name: str | None
+    """Whom the one stands for that was shown; None: none was, or no good one."""
+    hint: str = ""
+    """What the credential is, and where it comes from."""
 
 
 def is_loopback(host: str) -> bool:
@@ -88,7 +99,9 @@ class Guard:
     def needs_key(self) -> bool:
         return self._needs_key
 
-    def admit(self, head: Head, peer: Peer, *, probe: bool = False) -> Actor:
+    def admit(
+        self, head: Head, peer: Peer, *, probe: bool = False, bearer: Bearer | None = None
+    ) -> Actor:
         """Who acts. Raises Forbidden for where it comes from, Unauthorized for no right key."""
         if self._unix:
             return Actor("local", self._surface, peer.address)
@@ -99,22 +112,25 @@ class Guard:
         if head.key is not None and (known := self._admin_key()):
             if hmac.compare_digest(head.key.encode(), known.encode()):
                 return Actor("admin", self._surface, peer.address)
-            if not self._needs_key:
+            if not self._needs_key and (bearer is None or bearer.name is None):
                 # A key of some other service must not turn an open surface away.
                 return Actor("anonymous", self._surface, peer.address)
+        if bearer is not None and bearer.name is not None:
+            return Actor(bearer.name, self._surface, peer.address)
         if self._needs_key and not probe:
-            raise self._refuse_key(head)
+            raise self._refuse_key(head, bearer)
         return Actor("anonymous", self._surface, peer.address)
 
-    def _refuse_key(self, head: Head) -> Unauthorized:
+    def _refuse_key(self, head: Head, bearer: Bearer | None) -> Unauthorized:
         if not self._admin_key():
             return Unauthorized(
                 "this node knows no admin key yet, so its protected surfaces are closed",
                 surface=self._surface,
             )
         shown = "the key shown is not the right one" if head.key else "a key is needed"
+        other = f". Here a token will do: {bearer.hint}" if bearer is not None else ""
         return Unauthorized(
-            f"{shown}; send X-Admin-Key or Authorization: Bearer{self._key_wanted}",
+            f"{shown}; send X-Admin-Key or Authorization: Bearer{self._key_wanted}{other}",
             surface=self._surface,
         )
 
@@ -156,6 +172,27 @@ class Guard:
             " or those that [surfaces] origins names",
             origin=origin[:200],
         )
+
+
+def take_query_key(head: Head) -> None:
+    """`?key=` of a request becomes its key, where it asks to become a WebSocket and shows none; and
+    is no part of its target from then on, so that nothing that is logged can have it."""
+    path, mark, query = head.target.partition(b"?")
+    if not mark:
+        return
+    kept: list[bytes] = []
+    found: str | None = None
+    for part in query.split(b"&"):
+        name, _, value = part.partition(b"=")
+        if unquote_plus(name.decode("latin-1")) == "key":
+            found = found or unquote_plus(value.decode("latin-1"))
+        else:
+            kept.append(part)
+    if found is None:
+        return
+    head.target = path + b"?" + b"&".join(kept) if kept else path
+    if head.upgrade and head.key is None:
+        head.key = found
 
 
 def _foreign_host(host: str) -> Forbidden:

@@ -22,14 +22,16 @@ from api.common.faults import BadRequest, MethodNotAllowed
 from api.common.load import Load
 from api.common.quart_app import QuartApp, unknown_path
 from api.common.streams import current_exchange
-from api.common.surface import HotRoute, Request, Response, Router, Surface
+from api.common.surface import Found, HotRoute, Request, Response, Router, Surface
 from api.common.websocket import serve_websocket
-from api.common.wire import RawHeaders
+from api.common.wire import Head, RawHeaders
 from swarmd.cluster.handle import local_reads
 from swarmd.domain.actors import Actor
 from swarmd.domain.errors import SwarmError
 
 log = logging.getLogger(__name__)
+
+_TOKENS_SHOWN_MAX = 2
 
 
 class Site:
@@ -97,21 +99,38 @@ class Site:
 
     async def _route(self, connection: Connection, exchange: Exchange) -> None:
         head = exchange.head
+        keys = self.surface.query_keys
+        if keys and unquote(head.target.decode("ascii")).startswith(keys):
+            auth.take_query_key(head)
         raw_path, _, query = head.target.partition(b"?")
         probe = head.method in ("GET", "HEAD") and raw_path.decode("ascii") in self.surface.probes
-        actor = connection.guard.admit(head, connection.peer, probe=probe)
+        found = self._router.find(raw_path)
+        bearer = self._bearer(head, found)
+        actor = connection.guard.admit(head, connection.peer, probe=probe, bearer=bearer)
         auth.set_actor(actor)
         current_exchange.set(exchange)
         if not wants_local(head):
-            await self._admitted(connection, exchange, actor, raw_path, query)
+            await self._admitted(connection, exchange, actor, raw_path, query, found)
             return
         exchange.answer_locally(self.surface.staleness_ms())
         with local_reads():
-            await self._admitted(connection, exchange, actor, raw_path, query)
+            await self._admitted(connection, exchange, actor, raw_path, query, found)
+
+    def _bearer(self, head: Head, found: Found | None) -> auth.Bearer | None:
+        tokens = self.surface.tokens
+        if tokens is None or found is None:
+            return None
+        route = found[0].get(head.method)
+        if route is None or not route.by_token:
+            return None
+        shown = [value.decode("latin-1") for name, value in head.headers if name == tokens.header]
+        shown += [head.key] if head.key else []
+        named = (tokens.owner(each.strip()) for each in shown[:_TOKENS_SHOWN_MAX])
+        return auth.Bearer(next(filter(None, named), None), tokens.hint)
 
     async def _admitted(
         self, connection: Connection, exchange: Exchange, actor: Actor, raw_path: bytes,
-        query: bytes,
+        query: bytes, found: Found | None,
     ) -> None:  # fmt: skip
         head = exchange.head
         method = head.method
@@ -122,7 +141,6 @@ class Site:
             await serve_websocket(self.quart.asgi, connection, exchange, scope)
             return
         exchange.take_place()
-        found = self._router.find(raw_path)
         if found is not None:
             methods, params = found
             route = methods.get(method)

@@ -111,6 +111,11 @@ class Request:
         values = self.query.get(name)
         return values[0] if values else None
 
+    @property
+    def args(self) -> dict[str, str]:
+        """Every query parameter, the first of each name."""
+        return {name: values[0] for name, values in self.query.items()}
+
     async def body(self) -> bytes:
         """The whole body, within the route's bound."""
         first = await self.source.next_chunk()
@@ -147,6 +152,8 @@ class HotRoute:
     """None: the surface's own bound."""
     timeout_s: float | None = -1.0
     """-1: the configured `handler_timeout_s`; None: as long as the client keeps sending."""
+    by_token: bool = False
+    """Where the key is needed, one of the surface's tokens is enough here."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +200,18 @@ class Envelope:
         return self.answer(InternalFault("the request failed; the node's log says why"))
 
 
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """A lesser credential than the key, for the routes that take it."""
+
+    header: bytes
+    """Where it is shown, in lower case, besides `Authorization: Bearer`."""
+    owner: Callable[[str], str | None]
+    """The actor's name that one stands for; None: it is no good one."""
+    hint: str
+    """What one is, and where it comes from."""
+
+
 @dataclass(frozen=True)
 class Surface:
     """One dialect on one port: on each address of `binds`, on `unix_path`, or on both."""
@@ -212,6 +231,10 @@ class Surface:
     """Names besides the bound addresses under which clients may call, such as the advertised."""
     origins: tuple[str, ...] = ()
     """Origins besides its own whose pages may call, `https://swarm.example` each."""
+    query_keys: str = ""
+    """WebSockets whose path begins so may show the key as `?key=`: a browser can send no header
+    with them. It is taken out of the request before anybody else sees it."""
+    tokens: Tokens | None = None
     probes: frozenset[str] = frozenset()
     """Paths that GET and HEAD may read without a credential: health checks have none."""
     body_limits: Mapping[tuple[str, str], int] = field(default_factory=dict)
@@ -243,6 +266,10 @@ def template_of(rule: str) -> str:
     )
 
 
+Found = tuple[dict[str, HotRoute], dict[str, str]]
+"""Of a path: its routes by method, and its parameters."""
+
+
 class Router:
     """Finds the hot route of a method and a raw path. Literal paths win over templates, and of
     these the one that is literal where another has a name, from the left."""
@@ -265,8 +292,8 @@ class Router:
         for alike in self._templates.values():
             alike.sort(key=lambda each: [part.startswith("{") for part in each[0]])
 
-    def find(self, raw_path: bytes) -> tuple[dict[str, HotRoute], dict[str, str]] | None:
-        """The routes by method, and the parameters; None where no hot route has this path."""
+    def find(self, raw_path: bytes) -> Found | None:
+        """None: no hot route has this path."""
         if (methods := self._literal.get(raw_path)) is not None:
             return methods, {}
         parts = raw_path.decode("latin-1").split("/")

@@ -21,7 +21,7 @@ LAST_MOMENT_S = 253_402_300_799
 """Of the year 9999: what a package says of when it was built may be anything."""
 
 
-class RemoveBinPkgIn(Body):
+class PathIn(Body):
     path: str
 
 
@@ -55,9 +55,21 @@ async def explain(console: Console, request: Request) -> Response:
 
 async def remove(console: Console, request: Request) -> Response:
     local_only(request)
-    asked = await read_body(RemoveBinPkgIn, await request.body())
+    asked = await read_body(PathIn, await request.body())
     await shielded(binhost.remove, console.cluster, request.actor, asked.path)
     return json_answer({"removed": asked.path})
+
+
+async def resign(console: Console, request: Request) -> Response:
+    """One package: whoever wants all of them asks for each, and may go on where it ended."""
+    local_only(request)
+    asked = await read_body(PathIn, await request.body())
+    async with console.signing:
+        done = await binhost.resign(
+            console.cluster, request.actor, asked.path, console.data_dir / "staging",
+            console.blob_bytes_max,
+        )  # fmt: skip
+    return json_answer({"path": asked.path, "signed": done})
 
 
 async def key(console: Console, request: Request) -> Response:

@@ -73,4 +73,5 @@ async def measure(console: Console, request: Request) -> Response:
 
 
 async def examine(console: Console, request: Request) -> Response:
-    return json_answer(await doctor.examine(console.cluster, console.data_dir))
+    found = await doctor.examine(console.cluster, console.data_dir, console.builds_not())
+    return json_answer(found)

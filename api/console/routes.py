@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import trio
 from api.common.streams import shielded, stream_answer
 from api.common.surface import HotRoute, Request, Response, json_answer
 from api.common.texts import answer_with_texts
-from api.console import binhost, members, raft, trust
+from api.console import binhost, members, raft, terminals, trust
 from api.console.shapes import JobIn, JobOut, Json, StopIn, read_body
 from swarmd.cluster.handle import Cluster
 from swarmd.domain.errors import Invalid
@@ -41,6 +41,10 @@ class Console:
     """Have the daemon end as one that is no member any more."""
     removed: trio.Event
     """The swarm knows this node no more."""
+    builds_not: Callable[[], str | None] = lambda: None
+    """Why this node, which is to build packages, does not."""
+    signing: trio.CapacityLimiter = field(default_factory=lambda: trio.CapacityLimiter(1))
+    """Packages are signed anew one after the other."""
 
 
 async def health(console: Console, request: Request) -> Response:
@@ -211,6 +215,9 @@ ROUTES = (
     Route("POST", f"{API}/stop", stop),
     Route("POST", f"{API}/tokens", trust.make_token),
     Route("POST", f"{API}/tokens/revoke", trust.drop_tokens),
+    Route("GET", f"{API}/drone-tokens", trust.list_drone_tokens),
+    Route("POST", f"{API}/drone-tokens", trust.put_drone_token),
+    Route("POST", f"{API}/drone-tokens/revoke", trust.revoke_drone_token),
     Route("POST", f"{API}/members/remove", members.remove),
     Route("POST", f"{API}/members/leave", members.leave, timeout_s=None),
     Route("POST", f"{API}/members/promote", members.promote),
@@ -219,6 +226,11 @@ ROUTES = (
     Route("GET", f"{API}/binhost/key", binhost.key),
     Route("POST", f"{API}/binhost/key/rotate", binhost.rotate),
     Route("POST", f"{API}/binhost/remove", binhost.remove),
+    # To copy and sign a large package takes what it takes.
+    Route("POST", f"{API}/binhost/resign", binhost.resign, timeout_s=None),
+    Route("GET", f"{API}/terminals", terminals.list_terminals),
+    Route("GET", f"{API}/terminals/{{id}}", terminals.find),
+    Route("GET", f"{API}/terminals/{{id}}/recording", terminals.recording),
     Route("GET", f"{API}/keyring", members.keyring),
     Route("POST", f"{API}/keyring/rotate", members.rotate),
     Route("POST", f"{API}/ping", members.measure),

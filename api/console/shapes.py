@@ -70,6 +70,16 @@ class TokenIn(Body):
     rotate: bool = False
 
 
+class DroneTokenIn(Body):
+    name: str
+    hash: str
+    """In hexadecimal digits; the token stays with whoever made it."""
+
+
+class DroneIn(Body):
+    name: str
+
+
 class TransferIn(Body):
     node: str | None = None
 

@@ -148,7 +148,7 @@ def _accepted_or_rejected(outcome: tuple[int, Job | SwarmError]) -> Standing | R
 
 
 async def list_jobs(queue: Queue, request: Request) -> Response:
-    found = await jobs.list_jobs(queue.cluster, list_filter(_query(request)))
+    found = await jobs.list_jobs(queue.cluster, list_filter(request.args))
     names = await swarm.node_names(queue.cluster)
     return json_answer([row async for row in in_slices(found, lambda job: Row.of(job, names))])
 
@@ -245,7 +245,7 @@ async def _finish(
 
 async def read_logs(queue: Queue, request: Request) -> Response:
     job_id = known_form(request.params["id"])
-    wanted = LogsWanted.of(_query(request))
+    wanted = LogsWanted.of(request.args)
     # Found first, so that an unknown job is 404, not a broken stream.
     found = await logs.find(queue.cluster, job_id)
     return stream_answer(tail(queue.cluster, found, wanted))
@@ -276,10 +276,6 @@ async def _details(queue: Queue, job: Job) -> Response:
         await outputs.output_pieces(queue.cluster, job.result.stdout),
         await outputs.output_pieces(queue.cluster, job.result.stderr),
     )
-
-
-def _query(request: Request) -> dict[str, str]:
-    return {name: values[0] for name, values in request.query.items()}
 
 
 ROUTES: tuple[Route, ...] = (

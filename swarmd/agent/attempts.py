@@ -15,39 +15,33 @@ from functools import partial
 from pathlib import Path
 
 import trio
+from msgspec.structs import replace
 
 from swarmd.agent.binaries import Binaries
+from swarmd.agent.building import Builds
 from swarmd.agent.directories import Directories
-from swarmd.agent.launch import JOB_PATH, Account, error_of, find_program, order_of, status_of
+from swarmd.agent.launch import JOB_PATH, Account, find_program, order_of, status_of
 from swarmd.agent.leases import NodeLease
 from swarmd.agent.logs import AttemptLogs
-from swarmd.agent.output import cut_file
+from swarmd.agent.reports import REPORTS_MAX, Report, Reports
+from swarmd.agent.results import result_of
 from swarmd.agent.runners import Runner, Shelves
 from swarmd.cluster.asks import EndWork
 from swarmd.cluster.feed import FellBehind, Wanted
 from swarmd.cluster.handle import Cluster, local_reads
-from swarmd.cluster.patience import AGAIN_S, patiently
+from swarmd.cluster.patience import AGAIN_S, LEADERLESS_S, patiently
 from swarmd.domain.actors import Actor
-from swarmd.domain.errors import Busy, SwarmError, Unavailable
+from swarmd.domain.errors import Invalid, SwarmError, Unavailable
 from swarmd.domain.events import AttemptStopped, Event, JobAssigned
-from swarmd.domain.jobs import (
-    INLINE_BYTES_MAX,
-    AttemptId,
-    AttemptStatus,
-    Fetch,
-    Output,
-    Result,
-)
+from swarmd.domain.jobs import AttemptId, AttemptStatus, Fetch, JobKind, Result
 from swarmd.drivers.frames import AttemptOrder, Ended, Started
-from swarmd.state.commands import AddBlob, AttemptReport, Command, ReportAttempts, T
 from swarmd.state.queries import Duty, ListDuties
 
 log = logging.getLogger(__name__)
 
-REPORTS_MAX = 100
-LEADERLESS_S = 0.5
-LINGER_S = 0.025
-"""While more wait for the slots, reports are gathered this long: no job waits for them."""
+BUILDER = "builder"
+"""What a package has while it is built, and only one may have at a time."""
+NOT_A_BUILDER = "this node builds no packages"
 
 
 @dataclass(frozen=True)
@@ -73,32 +67,35 @@ class _Held:
     """The runner answered that it has the order."""
     stopping: bool = False
     """Taken back: its end is for the runner alone."""
+    ended: bool = False
+    """Of a package: what it came to is being looked at."""
+
+    @property
+    def builds(self) -> bool:
+        return self.duty.spec.kind is JobKind.PACKAGE
 
 
 def _devices(held: _Held) -> tuple[str, ...]:
-    return held.duty.attempt.devices
-
-
-@dataclass(slots=True)
-class _Report:
-    attempt_id: AttemptId
-    started_at: float | None = None
-    ended_at: float | None = None
-    status: AttemptStatus | None = None
-    result: Result | None = None
-    acknowledge: bool = False
+    return (BUILDER,) if held.builds else held.duty.attempt.devices
 
 
 class Attempts:
     def __init__(self, cluster: Cluster, runner: Runner, binaries: Binaries,
                  root: Path, settings: AttemptsSettings, links: bool,
-                 directories: Shelves | None = None) -> None:  # fmt: skip
+                 directories: Shelves | None = None, builds: Builds | None = None
+                 ) -> None:  # fmt: skip
         self._cluster = cluster
         self._runner = runner
         self._binaries = binaries
         self._settings = settings
         self._links = links
         """The account cannot pass through the data directory: programs are linked beside jobs."""
+        self._builds = builds
+        """Of a node that builds packages."""
+        self._built: deque[tuple[_Held, Ended]] = deque()
+        self._unneeded: list[AttemptId] = []
+        """Packages that nothing is needed of any more."""
+        self._build_ended = trio.Event()
         self._actor = Actor(cluster.node.name, "agent")
         self._held: dict[AttemptId, _Held] = {}
         self._waiting: deque[AttemptId] = deque()
@@ -106,8 +103,7 @@ class Attempts:
         """Ends of what is not known to be ours: told before, or our state is not the newest yet.
         The runner keeps no more of them than it may."""
         self._strange_come = trio.Event()
-        self._reports: dict[AttemptId, _Report] = {}
-        self._report_wanted = trio.Event()
+        self._reports = Reports(cluster, self._actor, self._is_crowded, self._end_heard)
         self._wanted = trio.Event()
         self._let_go_of = trio.Event()
         self._closing = False
@@ -120,6 +116,7 @@ class Attempts:
         """End what runs here and, where anybody leads, wait until the swarm knows; start nothing
         more."""
         self._closing = True
+        self.give_back_packages("its builder was told to stop")
         await self._runner.stop(None, grace_s=self._settings.grace_s)
         while self._held.keys() - set(self._waiting):
             if not self.busy and self._cluster.leadership().leader is None:
@@ -135,6 +132,36 @@ class Attempts:
             return
         self._closing = False
         self._wanted.set()
+
+    def closing(self) -> bool:
+        """It is to start nothing more."""
+        return self._closing
+
+    # What its builder wants to know.
+
+    @property
+    def takes_packages(self) -> bool:
+        return self._lease.there and not self._closing
+
+    @property
+    def package(self) -> str | None:
+        """What is being built here."""
+        for held in self._held.values():
+            if held.builds and held.started_at is not None and not held.stopping:
+                return held.duty.spec.type
+        return None
+
+    def begin_packages(self, may: bool) -> None:
+        """Whether those that it holds, and has not begun, may begin."""
+        if self._builds is not None and self._builds.begins != may:
+            self._builds.begins = may
+            self._wanted.set()
+
+    def give_back_packages(self, why: str) -> None:
+        """Those that have not begun: nobody else would get them while this node may come back."""
+        for attempt_id in [i for i in self._waiting if self._held[i].builds]:
+            self._waiting.remove(attempt_id)
+            self._report_end(attempt_id, AttemptStatus.REVOKED, Result(error=why))
 
     async def stop_renewing(self) -> None:
         """Before the daemon stops and leaves its jobs to the runner: the swarm waits for it."""
@@ -166,7 +193,7 @@ class Attempts:
         before = list(self._held)
         duties = await self._cluster.read(ListDuties(self._cluster.node.id))
         # What came meanwhile was not to be in there; what is new in there comes by the feed.
-        keep = {duty.attempt.id for duty in duties} | self._reports.keys()
+        keep = {duty.attempt.id for duty in duties} | self._reports.untold()
         for attempt_id in before:
             if attempt_id not in keep:
                 await self._stop(attempt_id)
@@ -218,7 +245,7 @@ class Attempts:
                 self._waiting.append(duty.attempt.id)
         if only is None:
             ours = {duty.attempt.id for duty in duties}
-            for attempt_id in [i for i in self._held if i not in ours | set(self._reports)]:
+            for attempt_id in [i for i in self._held if i not in ours | self._reports.untold()]:
                 await self._stop(attempt_id)
         self._wanted.set()
 
@@ -244,6 +271,8 @@ class Attempts:
         self._runner_pid = await self._runner.replaced(0)
         standings = {AttemptId(s.id): s for s in await self._runner.list()}
         now = trio.current_time()
+        if self._builds is not None:
+            await self._builds.keep_only(by_id)
         for attempt_id, duty in by_id.items():
             held = self._held[attempt_id] = _Held(duty)
             if attempt_id in standings:
@@ -261,6 +290,8 @@ class Attempts:
         for attempt_id in stale:
             log.warning("an attempt that is no longer ours is stopped",
                         extra={"attempt_id": attempt_id})  # fmt: skip
+        if self._builds is None:
+            stale += [i for i, held in self._held.items() if held.builds and held.running]
         if stale:
             await self._runner.stop(stale, grace_s=0)
         if by_id or standings:
@@ -282,7 +313,8 @@ class Attempts:
             for held in self._take_waiting():
                 held.running = True  # the runner's, which starts it when it has a slot
                 source = held.duty.spec.source
-                if isinstance(source, Fetch) and not self._binaries.has(source):
+                slow = isinstance(source, Fetch) and not self._binaries.has(source)
+                if slow or held.builds:
                     nursery.start_soon(self._start, [held])  # a fetch holds up nobody else
                 else:
                     batch.append(held)
@@ -294,7 +326,8 @@ class Attempts:
 
     def _take_waiting(self) -> list[_Held]:
         """What may begin: all but that whose device another has until it has ended. Its job was
-        taken back, so the swarm gives the device away, and does not wait for its grace."""
+        taken back, so the swarm gives the device away, and does not wait for its grace. Packages
+        are built one at a time, the oldest first."""
         if self._closing:
             return []
         in_use = {d for held in self._held.values() if held.running for d in _devices(held)}
@@ -302,7 +335,8 @@ class Attempts:
         taken = []
         for attempt_id in waiting:
             held = self._held[attempt_id]
-            if in_use.isdisjoint(_devices(held)):
+            ready = not held.builds or self._builds is None or self._builds.begins
+            if ready and in_use.isdisjoint(_devices(held)):
                 in_use.update(_devices(held))
                 taken.append(held)
             else:
@@ -316,7 +350,7 @@ class Attempts:
         )
         for held, program in zip(fetches, programs, strict=True):
             if isinstance(program, SwarmError):
-                self._refuse(held, program.message)
+                self._refuse(held, program)
             else:
                 held.program = program
         orders = []
@@ -331,11 +365,16 @@ class Attempts:
                 self._put_back(held)
                 continue
             try:
-                orders.append(self._order(held))
+                orders.append(await self._order(held))
             except (SwarmError, OSError) as error:
-                self._refuse(held, error.message if isinstance(error, SwarmError) else str(error))
+                self._refuse(held, error)
         if not leased:
             self._wanted.set()  # by then it may be back
+        if self.closing():
+            # A package's order takes its time.
+            late, orders = orders, []
+            for order in late:
+                self._put_back(self._held[AttemptId(order.id)])
         refusals = await self._runner.start(orders)
         stopping = []
         for order in orders:
@@ -348,7 +387,7 @@ class Attempts:
             await self._runner.stop(stopping, grace_s=self._settings.grace_s)
         for refusal in refusals:
             if refusal.id is not None and (refused := self._held.get(AttemptId(refusal.id))):
-                self._refuse(refused, f"failed to start: {refusal.error}")
+                self._refuse(refused, Unavailable(f"failed to start: {refusal.error}"))
 
     async def hand_over_again(self) -> None:
         """A runner that took the place of another knows what that had begun, but not what waited
@@ -372,9 +411,14 @@ class Attempts:
             held.program = None
         self._waiting.append(held.duty.attempt.id)
 
-    def _order(self, held: _Held) -> AttemptOrder:
+    async def _order(self, held: _Held) -> AttemptOrder:
         spec, attempt_id = held.duty.spec, held.duty.attempt.id
         directory = self.logs.directory(attempt_id)
+        lease = self._lease.terms(spec.disconnect_s or 0.0)
+        if held.builds:
+            if self._builds is None:
+                raise Unavailable(NOT_A_BUILDER)
+            return await self._builds.order(held.duty, directory, lease)
         if held.program is None:
             program = find_program(spec, spec.env.get("PATH", JOB_PATH))
         elif self._links:
@@ -394,12 +438,18 @@ class Attempts:
             grace_s=settings.grace_s,
             log_bytes_max=settings.log_bytes_max,
             reuse=reuse,
-            lease=self._lease.terms(spec.disconnect_s or 0.0),
+            lease=lease,
         )
 
-    def _refuse(self, held: _Held, message: str) -> None:
+    def _refuse(self, held: _Held, error: SwarmError | OSError) -> None:
         held.running = False
-        self._report_end(held.duty.attempt.id, AttemptStatus.FAILED, Result(error=message))
+        status = AttemptStatus.FAILED
+        if held.builds and not isinstance(error, Invalid):
+            # No package is to blame for this host.
+            status = AttemptStatus.REVOKED
+            if self._builds is not None:
+                self._builds.not_begun()
+        self._report_end(held.duty.attempt.id, status, Result(error=str(error)))
 
     # What the runner says.
 
@@ -421,7 +471,7 @@ class Attempts:
             if isinstance(said, Started):
                 held.started_at = now - said.age_s
                 if not held.stopping:
-                    self._report(_Report(attempt_id, started_at=held.started_at))
+                    self._reports.put(Report(attempt_id, started_at=held.started_at))
                 continue
             held.running = False
             if said.started_age_s is not None:
@@ -430,10 +480,42 @@ class Attempts:
                 await self._runner.ack([attempt_id])
                 self._let_go(attempt_id)
                 continue
+            if held.builds and self._builds is not None:
+                if not held.ended:
+                    held.ended = True
+                    self._built.append((held, said))
+                    self._build_ended.set()
+                continue
             result = await self._result(held.duty, said)
             report = self._report_end(attempt_id, status_of(said), result)
             report.ended_at = now - said.ended_age_s
             report.acknowledge = True
+
+    async def end_builds(self) -> None:
+        """One after the other, as what was built may be large: nobody else waits for it."""
+        while self._builds is not None:
+            await self._build_ended.wait()
+            self._build_ended = trio.Event()
+            while self._built:
+                held, said = self._built.popleft()
+                await self._end_build(self._builds, held, said)
+            gone, self._unneeded = self._unneeded, []
+            await self._builds.forget(gone)
+
+    async def _end_build(self, builds: Builds, held: _Held, said: Ended) -> None:
+        attempt_id = held.duty.attempt.id
+        verdict = None
+        if not held.stopping:
+            verdict = await builds.end(held.duty, self.logs.directory(attempt_id), said)
+        if held.stopping or verdict is None:
+            await self._runner.ack([attempt_id])
+            self._let_go(attempt_id)
+            return
+        result = replace(await self._result(held.duty, said), error=verdict.error)
+        report = self._report_end(attempt_id, verdict.status, result)
+        report.outcome = verdict.outcome
+        report.ended_at = trio.current_time() - said.ended_age_s
+        report.acknowledge = True
 
     async def settle_strange(self) -> None:
         """An end is acknowledged, and forgotten by the runner, only when a quorum says that nobody
@@ -458,80 +540,25 @@ class Attempts:
 
     async def _result(self, duty: Duty, ended: Ended) -> Result:
         directory = self.logs.directory(duty.attempt.id)
-        outputs = []
-        for stream, size in (("stdout", ended.stdout_size), ("stderr", ended.stderr_size)):
-            hole = ended.cuts.get(stream)
-            outputs.append(await self._output(directory / stream, hole) if size else Output())
-        return Result(
-            exit_code=ended.exit_code,
-            error=error_of(ended, duty.spec),
-            stdout=outputs[0],
-            stderr=outputs[1],
-            notes=tuple(ended.notes),
-        )
-
-    async def _output(self, path: Path, hole: tuple[int, int] | None) -> Output:
-        small = _read_small(path, hole)
-        if small is not None:
-            return Output(inline=small, size=len(small))
-        data = await trio.to_thread.run_sync(lambda: cut_file(path, cut=hole))
-        if len(data) <= INLINE_BYTES_MAX:
-            return Output(inline=data, size=len(data))
-        try:
-            info = await self._cluster.blobs.put_bytes(data)
-        except SwarmError as refusal:
-            # The job's end must not be lost because its output finds no room.
-            note = f"\n[the output could not be stored: {refusal.message}]\n".encode()
-            kept = data[: INLINE_BYTES_MAX - len(note)] + note
-            return Output(inline=kept, size=len(kept))
-        command = AddBlob(info.sha256, info.size_bytes, self._cluster.node.id)
-        await self._patiently(command)
-        return Output(blob=info.sha256, size=len(data))
-
-    async def _patiently(self, command: Command[T]) -> T:
-        """Propose, and again for as long as the swarm is too busy, or nobody leads it: what is
-        told twice counts once."""
-        while True:
-            try:
-                return await self._cluster.propose(command, self._actor)
-            except Busy as busy:
-                await trio.sleep(busy.retry_after_s)
-            except Unavailable:
-                await trio.sleep(LEADERLESS_S)
+        return await result_of(self._cluster, self._actor, duty.spec, ended, directory)
 
     # Reporting.
 
-    def _report_end(self, attempt_id: AttemptId, status: AttemptStatus, result: Result) -> _Report:
+    def _report_end(self, attempt_id: AttemptId, status: AttemptStatus, result: Result) -> Report:
         held = self._held[attempt_id]
-        report = _Report(attempt_id, started_at=held.started_at, status=status, result=result,
-                         ended_at=trio.current_time())  # fmt: skip
-        self._report(report)
+        report = Report(attempt_id, started_at=held.started_at, status=status, result=result,
+                        ended_at=trio.current_time())  # fmt: skip
+        self._reports.put(report)
         return report
 
-    def _report(self, report: _Report) -> None:
-        self._reports[report.attempt_id] = report  # an end takes the place of a start
-        self._report_wanted.set()
-
     async def report(self) -> None:
-        while True:
-            await self._report_wanted.wait()
-            if self.busy > self._settings.slots:
-                await trio.sleep(LINGER_S)
-            self._report_wanted = trio.Event()
-            while self._reports:
-                batch = [self._reports.pop(i) for i in list(self._reports)[:REPORTS_MAX]]
-                await self._send(batch)
+        await self._reports.tell()
 
-    async def _send(self, batch: list[_Report]) -> None:
-        now = trio.current_time()
-        reports = tuple(
-            AttemptReport(r.attempt_id, _age_ms(now, r.started_at), _age_ms(now, r.ended_at),
-                          r.status, r.result)
-            for r in batch
-        )  # fmt: skip
-        await self._patiently(ReportAttempts(self._cluster.node.id, reports))
-        ends = [r for r in batch if r.status is not None]
-        acknowledged = [r.attempt_id for r in ends if r.acknowledge]
+    def _is_crowded(self) -> bool:
+        return self.busy > self._settings.slots
+
+    async def _end_heard(self, ends: list[Report]) -> None:
+        acknowledged = [report.attempt_id for report in ends if report.acknowledge]
         if acknowledged:
             await self._runner.ack(acknowledged)
         for report in ends:
@@ -546,6 +573,9 @@ class Attempts:
         self.logs.ended(attempt_id)
         self.directories.ended(self.logs.directory(attempt_id))
         self._let_go_of.set()
+        if held.builds:
+            self._unneeded.append(attempt_id)
+            self._build_ended.set()
         if _devices(held):
             self._wanted.set()
 
@@ -553,23 +583,6 @@ class Attempts:
         """The oldest, where all together are over their bound."""
         keep, bytes_max = frozenset(self._held), self._settings.logs_total_bytes_max
         await trio.to_thread.run_sync(self.logs.forget_oldest, bytes_max, keep)
-
-
-def _read_small(path: Path, hole: tuple[int, int] | None) -> bytes | None:
-    """What fits into a result; read on the spot, since a thread would cost more than the read.
-    None where there is more."""
-    if hole is not None:
-        return None
-    try:
-        with path.open("rb", buffering=0) as file:
-            data = file.read(INLINE_BYTES_MAX + 1) or b""
-    except OSError:
-        return b""
-    return None if len(data) > INLINE_BYTES_MAX else data
-
-
-def _age_ms(now: float, at: float | None) -> int | None:
-    return None if at is None else max(0, int((now - at) * 1000))
 
 
 @asynccontextmanager
@@ -582,6 +595,7 @@ async def open_attempts(attempts: Attempts) -> AsyncIterator[Attempts]:
             nursery.start_soon(attempts.keep_lease)
             nursery.start_soon(attempts.hear)
             nursery.start_soon(attempts.settle_strange)
+            nursery.start_soon(attempts.end_builds)
             nursery.start_soon(attempts.report)
             nursery.start_soon(attempts.launch, nursery)
             nursery.start_soon(attempts.follow)

@@ -8,10 +8,12 @@ from typing import Any
 import click
 
 from swarmd.cli import options, show
-from swarmd.cli.client import find_daemon
+from swarmd.cli.client import Daemon, NotRunning, Refused, find_daemon
 from swarmd.cli.main import EXIT_REFUSED, tell
 
 SHOWN_MAX = 100_000
+RESIGN_S_MAX = 3600.0
+"""Of one package."""
 
 
 @click.group("binhost")
@@ -25,14 +27,7 @@ def binhost() -> None:
 @options.data_dir
 def list_packages(package: str | None, as_json: bool, data_dir: Path | None) -> None:
     """What there is, by path; or of PACKAGE alone, such as dev-libs/openssl."""
-    daemon = find_daemon(data_dir)
-    rows: list[Any] = []
-    after = None
-    while len(rows) < SHOWN_MAX:
-        seen = daemon.get("/api/v1/binhost", {"package": package, "after": after})
-        rows += seen["packages"]
-        if (after := seen["next"]) is None:
-            break
+    rows, after = _packages(find_daemon(data_dir), package)
     if as_json:
         show.emit_json({"packages": rows, "next": after})
         return
@@ -46,6 +41,18 @@ def list_packages(package: str | None, as_json: bool, data_dir: Path | None) -> 
     )  # fmt: skip
     if after is not None:
         tell(f"the first {len(rows)}; name a package to see all of its own")
+
+
+def _packages(daemon: Daemon, package: str | None) -> tuple[list[Any], str | None]:
+    """And from where on there are more, where these are enough."""
+    rows: list[Any] = []
+    after = None
+    while len(rows) < SHOWN_MAX:
+        seen = daemon.get("/api/v1/binhost", {"package": package, "after": after})
+        rows += seen["packages"]
+        if (after := seen["next"]) is None:
+            break
+    return rows, after
 
 
 @binhost.command("explain")
@@ -90,6 +97,41 @@ def remove(path: str, as_json: bool, data_dir: Path | None) -> None:
         tell(f"{show.printable(done['removed'])} is not there any more")
 
 
+@binhost.command("resign")
+@click.argument("package", required=False)
+@options.as_json
+@options.data_dir
+def resign(package: str | None, as_json: bool, data_dir: Path | None) -> int:
+    """Sign anew what another key than the present one has signed; or of PACKAGE alone.
+
+    One after the other, each checked before it takes its place; hosts get the former file until
+    then. It may be ended at any time, and goes on where it was when it is called again. Exit status
+    1 where some could not be signed.
+    """
+    daemon = find_daemon(data_dir)
+    rows, after = _packages(daemon, package)
+    signed, failed = 0, list[dict[str, str]]()
+    for at, path in enumerate((row["path"] for row in rows), 1):
+        try:
+            done = daemon.post("/api/v1/binhost/resign", {"path": path}, timeout_s=RESIGN_S_MAX)
+        except NotRunning:
+            raise
+        except Refused as refusal:
+            failed.append({"path": path, "error": refusal.message})
+            tell(f"not signed: {show.printable(path)}: {show.printable(refusal.message)}")
+            continue
+        signed += done["signed"]
+        if done["signed"]:
+            tell(f"{at} of {len(rows)}: {show.printable(path)}")
+    if as_json:
+        show.emit_json({"packages": len(rows), "signed": signed, "failed": failed})
+    else:
+        tell(f"{signed} signed anew, {len(rows) - signed - len(failed)} were, {len(failed)} failed")
+    if after is not None:
+        tell(f"these were the first {len(rows)}; name a package to go on with others")
+    return EXIT_REFUSED if failed else 0
+
+
 @binhost.command("key")
 @click.option("--rotate", is_flag=True, help="Make a new key, and sign with it from now on.")
 @options.as_json
@@ -97,8 +139,8 @@ def remove(path: str, as_json: bool, data_dir: Path | None) -> None:
 def key(rotate: bool, as_json: bool, data_dir: Path | None) -> None:
     """The public half of the key that packages are signed by, for `gpg --import`.
 
-    After --rotate hosts need the new key; what was signed with the old one stays so until it is
-    built or staged again, so let them keep the old one beside it.
+    After --rotate hosts need the new key; what was signed with the old one stays so until `swarmd
+    binhost resign`, so let them keep the old one beside it until then.
     """
     daemon = find_daemon(data_dir)
     if rotate:

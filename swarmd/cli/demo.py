@@ -28,8 +28,9 @@ import click
 from swarmd.cli import options, show
 from swarmd.cli.client import Daemon, Refused, job_path
 from swarmd.cli.main import EXIT_REFUSED, tell
+from swarmd.config import Config
 
-DOCUMENTED_PORTS = {"jobqueue": 8080, "console": 8470, "buildswarm": 8100, "buildadmin": 8093}
+DOCUMENTED_PORTS = {name: each.port for name, each in Config().surfaces.by_name().items()}
 ANY_PORT = 0
 READY_TIMEOUT_S = 30.0
 TOKEN_S = 600

@@ -6,6 +6,7 @@ import errno
 import os
 import socket
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,9 @@ def _offline(data_dir: Path, asked: Path | None, config_file: Path | None) -> An
             name, cluster_id = found.name, found.cluster_id
             findings += _quorum(found)
         try:
-            findings += _ports(_config(data_dir, asked, config_file))
+            config = _config(data_dir, asked, config_file)
+            findings += _ports(config)
+            findings += _builder(config)
         except SwarmError as refusal:
             findings.append(ops.Finding(ops.WRONG, refusal.message))
     return ops.examined(name, cluster_id, False, findings)
@@ -190,8 +193,7 @@ def _ports(config: Config) -> list[Finding]:
     sections: list[tuple[str, tuple[str, ...], int]] = [
         ("mesh", config.mesh.bind or config.node.bind, config.mesh.port)
     ]
-    for name in ("jobqueue", "console", "buildswarm", "buildadmin"):
-        section = getattr(config.surfaces, name)
+    for name, section in config.surfaces.by_name().items():
         if section.enabled:
             sections.append((f"surfaces.{name}", section.bind or config.node.bind, section.port))
     for setting, addresses, port in sections:
@@ -201,6 +203,20 @@ def _ports(config: Config) -> list[Finding]:
                 what = f"{address} port {port} ({setting}) cannot be had: {why}"
                 findings.append(Finding(WRONG, what, todo))
     return findings
+
+
+def _builder(config: Config) -> list[Finding]:
+    from swarmd.building import portage_settings
+    from swarmd.drivers.portage import Missing, find
+    from swarmd.ops.doctor import builder
+
+    settings = portage_settings(config.builder)
+    if settings is None:
+        return []
+    import trio
+
+    found = trio.run(find, replace(settings, query_timeout_s=ASK_TIMEOUT_S))
+    return builder(found.why if isinstance(found, Missing) else None)
 
 
 def _taken(address: str, port: int) -> str:

@@ -85,6 +85,10 @@ def _variable(text: str) -> tuple[str, str]:
               )  # fmt: skip
 @click.option("--install-deps", is_flag=True,
               help="Install on this host what a build needs, first.")  # fmt: skip
+@click.option("--sync", type=options.Read("command", _words), metavar="CMD",
+              help="Brings this host's tree up to date. emerge --sync, where none is given."
+              )  # fmt: skip
+@click.option("--no-sync", is_flag=True, help="Leave the tree as it is, whatever the swarm wants.")
 @click.option("--timeout", type=options.DURATION, default="6h", show_default=True, metavar="T",
               help="A build that takes longer has failed.")  # fmt: skip
 @click.option("--no-reboot", is_flag=True, help="The swarm must not restart this host.")
@@ -94,13 +98,15 @@ def _variable(text: str) -> tuple[str, str]:
 def drone(
     urls: tuple[Place, ...], name: str | None, id_file: Path | None, jobs: int | None,
     command: tuple[str, ...], emerge_options: tuple[str, ...], env: tuple[tuple[str, str], ...],
-    install_deps: bool, timeout: float, no_reboot: bool, workdir: Path, once: bool,
+    install_deps: bool, sync: tuple[str, ...] | None, no_sync: bool, timeout: float,
+    no_reboot: bool, workdir: Path, once: bool,
 ) -> int:  # fmt: skip
     """Build packages for a swarm, on a host that runs no node of it.
 
     It asks any of the nodes for work, builds it with this host's Portage, and uploads what it
-    built. Where the surface asks everybody for the admin key, give it in ADMIN_KEY. SIGTERM and
-    Ctrl-C end the build, and give back what it holds.
+    built. Where the surface asks everybody for the admin key, give its own token in DRONE_TOKEN, as
+    `swarmd drone-token` makes it, or that key in ADMIN_KEY. SIGTERM and Ctrl-C end the build, and
+    give back what it holds.
     """
     import trio
 
@@ -120,7 +126,8 @@ def drone(
     workdir = workdir.absolute()
     run = partial(
         _run, urls, name or _host_name(), id_file or workdir / "drone.id",
-        jobs or len(os.sched_getaffinity(0)), not no_reboot, settings, workdir, once,
+        jobs or len(os.sched_getaffinity(0)), not no_reboot, settings,
+        None if no_sync else sync or (*command, "--sync", "--quiet"), workdir, once,
     )  # fmt: skip
     with instead(SwarmError, lambda refusal: refusal):
         trio.run(run)
@@ -134,7 +141,7 @@ def _host_name() -> str:
 
 async def _run(
     urls: tuple[Place, ...], name: str, id_file: Path, cores: int, auto_reboot: bool,
-    settings: PortageSettings, workdir: Path, once: bool,
+    settings: PortageSettings, sync: tuple[str, ...] | None, workdir: Path, once: bool,
 ) -> None:  # fmt: skip
     import trio
 
@@ -142,6 +149,7 @@ async def _run(
     from swarmd.cli.drone_link import Link
     from swarmd.cli.drone_work import About, Drone
     from swarmd.drivers.portage import Missing, find
+    from swarmd.drivers.portage_sync import TreeSync
 
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         portage = await find(settings)
@@ -149,8 +157,9 @@ async def _run(
             raise Invalid(f"nothing can be built here: {portage.why}")
         async with open_workshop(workdir, settings) as workshop:
             about = About(_id(id_file), name, cores, auto_reboot)
-            link = Link(urls, os.environ.get("ADMIN_KEY") or None)
-            drone = Drone(about, link, workshop, portage)
+            keys = (os.environ.get(name) or None for name in ("ADMIN_KEY", "DRONE_TOKEN"))
+            link = Link(urls, *keys)
+            drone = Drone(about, link, workshop, TreeSync(portage, sync))
             told = False
 
             async def heed_signals() -> None:

@@ -9,33 +9,28 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import logging
 import os
-import shutil
 import time
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import trio
 
-from swarmd.domain.errors import Conflict, Invalid, Unavailable
-from swarmd.domain.packages import split
-from swarmd.drivers.frames import AttemptOrder, Ended
+from swarmd.domain.errors import Conflict, Unavailable
+from swarmd.drivers.frames import Ended
 from swarmd.drivers.portage import PortageSettings
-from swarmd.drivers.portage_builds import (
-    WORDS_BYTES_MAX,
-    Built,
-    Failed,
-    FailureKind,
-    build_command,
-    packages_dir,
-    prepare_staging,
-    read_outcome,
+from swarmd.drivers.portage_builds import Failed
+from swarmd.drivers.portage_results import (
+    Made,
+    Unfinished,
+    keep_log,
+    order_of_build,
+    read_made,
+    refused,
+    remove,
 )
 from swarmd.drivers.process import RunnerClient, RunnerSettings, open_runner
-
-log = logging.getLogger(__name__)
 
 LEASE_S = 60.0
 """As long as the swarm bears silence; a busy host may hold a drone up for some of it."""
@@ -44,28 +39,7 @@ GRACE_S = 10.0
 """Portage cleans up after a build that is ended."""
 OUTPUT_BYTES_MAX = 16 * 1024 * 1024
 """Of what emerge prints, its beginning and its end."""
-LOGS_MAX = 50
-"""Of builds that failed, the newest."""
 LEFT_OVER_TIMEOUT_S = 30.0
-
-
-class Unfinished(Unavailable):
-    """The build came to no end of its own, through no fault of the package's."""
-
-
-@dataclass(frozen=True, slots=True)
-class Package:
-    """What is to be uploaded, and where to: category/file, or category/name/file."""
-
-    path: str
-    file: Path
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    packages: tuple[Package, ...]
-    failed: Failed | None
-    took_s: float
 
 
 class Workshop:
@@ -79,33 +53,30 @@ class Workshop:
         self._last_id = time.time_ns() // 1_000_000
 
     @contextlib.asynccontextmanager
-    async def build(self, cpv: str) -> AsyncIterator[Outcome]:
+    async def build(self, cpv: str) -> AsyncIterator[Made]:
         """What it built is there for the block. Cancelled means: the build is ended, with its
         whole tree. SwarmError or OSError: it came to no end, through no fault of the package's."""
-        try:
-            split(cpv)
-        except Invalid as refusal:
-            yield Outcome((), Failed(FailureKind.UNKNOWN, refusal.message), 0.0)
+        if (nothing := refused(cpv)) is not None:
+            yield nothing
             return
         self._last_id += 1
         place = self._folder / "builds" / str(self._last_id)
         staging = place.with_suffix(".staging")
         try:
-            await trio.to_thread.run_sync(prepare_staging, staging)
             ended = await self._run(cpv, place, staging)
-            yield await trio.to_thread.run_sync(self._outcome, cpv, place, staging, ended)
+            yield await trio.to_thread.run_sync(
+                read_made, self._settings, cpv, place, staging, ended
+            )
         finally:
             with trio.CancelScope(shield=True):
                 for folder in (place, staging):
-                    await trio.to_thread.run_sync(_remove, folder)
+                    await trio.to_thread.run_sync(remove, folder)
 
     async def _run(self, cpv: str, place: Path, staging: Path) -> Ended:
-        argv, env = build_command(self._settings, cpv, staging)
-        order = AttemptOrder(
-            self._last_id, str(place), argv, env=env, grace_ms=int(GRACE_S * 1000),
-            timeout_ms=int(self._settings.build_timeout_s * 1000),
-            lease_ms=int(LEASE_S * 1000), log_bytes_max=OUTPUT_BYTES_MAX,
-        )  # fmt: skip
+        order = await trio.to_thread.run_sync(partial(
+            order_of_build, self._settings, cpv, self._last_id, place, staging, grace_s=GRACE_S,
+            log_bytes_max=OUTPUT_BYTES_MAX, lease=(int(LEASE_S * 1000), None),
+        ))  # fmt: skip
         try:
             for refusal in await self._runner.start([order]):
                 raise Unfinished(f"the build cannot be started: {refusal.error}")
@@ -141,42 +112,9 @@ class Workshop:
                             return event
         raise AssertionError("events end never")
 
-    def _outcome(self, cpv: str, place: Path, staging: Path, ended: Ended) -> Outcome:
-        took_s = _took_s(ended)
-        if ended.reason not in ("exit", "timeout", "oom"):
-            words = {"stopped": "it was stopped", "lease": "the drone was held up for too long"}
-            raise Unfinished(ended.error or words.get(ended.reason, f"its end: {ended.reason}"))
-        output = _end_of_file(place / "stdout", max(WORDS_BYTES_MAX, self._settings.log_bytes_max))
-        found = read_outcome(self._settings, cpv, staging, ended.exit_code, output)
-        if isinstance(found, Built):
-            root = packages_dir(staging)
-            packages = (Package(str(path.relative_to(root)), path) for path in found.packages)
-            return Outcome(tuple(packages), None, took_s)
-        if ended.reason == "timeout":
-            limit_s = self._settings.build_timeout_s
-            found = replace(found, reason=f"the build did not end within {limit_s:g} s")
-        elif ended.reason == "oom":
-            found = replace(found, reason="the build took more memory than there is")
-        elif ended.signal is not None:
-            found = replace(found, reason=f"the build was ended by signal {ended.signal}")
-        return Outcome((), found, took_s)
-
     def keep_log(self, cpv: str, failed: Failed) -> Path | None:
         """The failing build's own log, beside the last ones that failed."""
-        if not failed.log:
-            return None
-        folder = self._folder / "failed"
-        file = folder / f"{cpv.replace('/', ':')}.log"
-        try:
-            folder.mkdir(mode=0o700, exist_ok=True)
-            file.write_bytes(failed.log)
-            logs = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime_ns)
-            for old in logs[:-LOGS_MAX]:
-                old.unlink()
-        except OSError as error:
-            log.warning("a build's log is not kept", extra={"error": error.strerror})
-            return None
-        return file
+        return keep_log(self._folder / "failed", cpv, failed)
 
 
 @contextlib.asynccontextmanager
@@ -230,25 +168,6 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _lay(folder: Path) -> None:
     builds = folder / "builds"
-    _remove(builds)
+    remove(builds)
     builds.mkdir(mode=0o711)
     builds.chmod(0o711)
-
-
-def _remove(folder: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _took_s(ended: Ended) -> float:
-    if ended.started_boottime_ns is None or ended.ended_boottime_ns is None:
-        return 0.0
-    return max(0.0, (ended.ended_boottime_ns - ended.started_boottime_ns) / 1e9)
-
-
-def _end_of_file(path: Path, bytes_max: int) -> bytes:
-    try:
-        with path.open("rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - bytes_max))
-            return file.read(bytes_max)
-    except FileNotFoundError:
-        return b""

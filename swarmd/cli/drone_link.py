@@ -55,6 +55,8 @@ class Registered(msgspec.Struct, frozen=True):
     token: str | None = None
     revoke: list[str] | None = None
     stop_work: str | None = None
+    assigned_packages: list[str] | None = None
+    """None: a node of an older version does not say."""
 
 
 class Work(msgspec.Struct, frozen=True):
@@ -88,13 +90,20 @@ class NoBuildSwarm(Unavailable):
 
 
 class Link:
-    """`admin_key` is shown with each request, for surfaces that ask everybody for it."""
+    """`own_token`, or else `admin_key`, is shown with each request, for surfaces that ask everybody
+    for one."""
 
-    def __init__(self, places: Sequence[Place], admin_key: str | None) -> None:
+    def __init__(
+        self, places: Sequence[Place], admin_key: str | None, own_token: str | None = None
+    ) -> None:
         self._places = tuple(places)
         self._at = 0
         """Who answered last."""
-        self._key = admin_key
+        self._shows: dict[str, str] = {}
+        if own_token is not None:
+            self._shows["Authorization"] = f"Bearer {own_token}"
+        elif admin_key is not None:
+            self._shows["X-Admin-Key"] = admin_key
         self._tokens: dict[str, str] = {}
         """By the place that gave them: nodes may have different admin keys."""
 
@@ -106,9 +115,10 @@ class Link:
         """The first word. NoBuildSwarm already where the first of them that answers is none."""
         return await self._anywhere(partial(self._register, says), first=True)
 
-    async def work(self, drone_id: str, cores: int) -> Work:
-        """NotFound: it has to register first."""
-        target = f"{API}/work?{urlencode({'id': drone_id, 'cores': cores})}"
+    async def work(self, drone_id: str, cores: int, synced: str = "") -> Work:
+        """`synced`: which tree it tried to come up to. NotFound: it has to register first."""
+        query = {"id": drone_id, "cores": cores} | ({"synced": synced} if synced else {})
+        target = f"{API}/work?{urlencode(query)}"
         return await self._anywhere(lambda place: self._ask(place, "GET", target, None, Work))
 
     async def complete(self, report: Says) -> Completed:
@@ -117,11 +127,16 @@ class Link:
             lambda place: self._ask(place, "POST", target, report, Completed)
         )
 
-    async def drones(self) -> list[Standing]:
+    async def held(self, says: Says) -> list[str]:
+        """What this drone was given and did not report."""
+        told = await self.register(says)
+        if told.assigned_packages is not None:
+            return told.assigned_packages
         target = f"{API}/nodes?all=true"
-        return await self._anywhere(
+        drones = await self._anywhere(
             lambda place: self._ask(place, "GET", target, None, list[Standing])
         )
+        return [p for each in drones if each.id == says["id"] for p in each.assigned_packages]
 
     async def upload(self, path: str, file: Path, says: Says) -> None:
         """Put a package into staging, at a path such as app-misc/hello-1.0.gpkg.tar. Conflict: it
@@ -200,9 +215,8 @@ class Link:
         timeout_s: float,
     ) -> bytes:  # fmt: skip
         """The body of a good answer."""
-        sent = {"User-Agent": f"swarmd-drone/{__version__}", "Accept": JSON, **headers}
-        if self._key is not None:
-            sent["X-Admin-Key"] = self._key
+        about = {"User-Agent": f"swarmd-drone/{__version__}", "Accept": JSON}
+        sent = about | self._shows | headers
         answer = await exchange(place, method, target, [*sent.items()], body, timeout_s)
         if not 200 <= answer.status < 300:
             raise _refusal(place, answer.status, answer.body)

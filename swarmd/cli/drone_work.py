@@ -7,18 +7,19 @@ of a package that is no longer its own the swarm hears nothing new from it, and 
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
 
 from swarmd import __version__
-from swarmd.cli.drone_builds import Outcome, Workshop
-from swarmd.cli.drone_link import Link, Registered, Says
+from swarmd.cli.drone_builds import Workshop
+from swarmd.cli.drone_link import Link, Registered, Says, Work
 from swarmd.domain.builds import ERROR_CHARS_MAX
 from swarmd.domain.errors import Conflict, NotFound, SwarmError, Unavailable
-from swarmd.drivers.portage import Portage
+from swarmd.drivers.load import HostLoad, memory
+from swarmd.drivers.portage_results import Made, error_text, pause_after
+from swarmd.drivers.portage_sync import TreeSync
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +31,6 @@ REPORT_S_MAX = 3600.0
 """For how long nodes that do not answer are tried again."""
 UPLOAD_S_MAX = 120.0
 """The same of an upload that they answer, and do not take: their disks may be full."""
-UNFINISHED_S_MAX = 300.0
 FAREWELL_S = 10.0
 DESCRIBE_EVERY_S = 900.0
 GIB = 1024**3
@@ -57,16 +57,14 @@ class Task:
 
 
 class Drone:
-    def __init__(self, about: About, link: Link, workshop: Workshop, portage: Portage) -> None:
+    def __init__(self, about: About, link: Link, workshop: Workshop, tree: TreeSync) -> None:
         self._about = about
         self._link = link
         self._workshop = workshop
-        self._portage = portage
-        self._tree_at = portage.description.timestamp
+        self._tree = tree
         self._task: Task | None = None
         self._beat_now = trio.Event()
-        self._cpu = _cpu_times()
-        self._sync_wanted: object = None
+        self._load = HostLoad()
         self._unfinished = 0
         """Builds in a row that came to no end here."""
 
@@ -85,11 +83,9 @@ class Drone:
         """Give back what it holds, begun or not. The swarm needs no farewell; this is quicker."""
         with trio.move_on_after(FAREWELL_S) as bound:
             try:
-                for each in await self._link.drones():
-                    if each.id == self._about.id:
-                        for package in each.assigned_packages:
-                            await self._link.complete(self._report(package, "returned"))
-                            log.info("given back", extra={"package": package})
+                for package in await self._link.held(self._says()):
+                    await self._link.complete(self._report(package, "returned"))
+                    log.info("given back", extra={"package": package})
             except SwarmError as refusal:
                 log.warning("nothing is given back", extra={"error": refusal.message})
         if bound.cancelled_caught:
@@ -134,19 +130,14 @@ class Drone:
             task.scope.cancel()
 
     def _says(self) -> Says:
-        before, self._cpu = self._cpu, _cpu_times()
-        busy, total = (now - then for now, then in zip(self._cpu, before, strict=True))
-        ram_bytes, ram_percent = _memory()
+        ram_bytes, _ = memory()
         return {
             "id": self._about.id, "name": self._about.name, "type": "drone",
             "capabilities": {
                 "cores": self._about.cores, "ram_gb": round(ram_bytes / GIB, 1),
-                "auto_reboot": self._about.auto_reboot, "portage_timestamp": self._tree_at[:64],
+                "auto_reboot": self._about.auto_reboot, "portage_timestamp": self._tree.tree_at,
             },
-            "metrics": {
-                "cpu_percent": round(100 * busy / total, 1) if total > 0 else 0.0,
-                "ram_percent": ram_percent, "load_1m": round(os.getloadavg()[0], 2),
-            },
+            "metrics": self._load.measure(),
             "current_task": self._task.package if self._task else None,
             "version": __version__,
         }  # fmt: skip
@@ -155,10 +146,7 @@ class Drone:
         """It may be synchronized while the drone lives."""
         while True:
             await trio.sleep(DESCRIBE_EVERY_S)
-            try:
-                self._tree_at = (await self._portage.describe()).timestamp
-            except SwarmError as refusal:
-                log.warning("Portage does not answer", extra={"error": refusal.message})
+            await self._tree.look()
 
     # Work
 
@@ -183,19 +171,21 @@ class Drone:
                 await trio.sleep(ASK_EVERY_S)
 
     async def _ask_for_work(self) -> str | None:
+        work = await self._ask()
+        if work.action == "sync_portage" and work.package is None:
+            await self._tree.bring_up_to(str(work.expected_timestamp))
+            self._heed(await self._link.register(self._says()), None)
+            work = await self._ask()
+        return work.package
+
+    async def _ask(self) -> Work:
+        asked = self._about.id, self._about.cores, self._tree.tried
         try:
-            work = await self._link.work(self._about.id, self._about.cores)
+            return await self._link.work(*asked)
         except NotFound:
             # It is another swarm, or one that was put back to a time before this drone.
             self._heed(await self._link.register(self._says()), None)
-            work = await self._link.work(self._about.id, self._about.cores)
-        if work.action == "sync_portage" and work.expected_timestamp != self._sync_wanted:
-            self._sync_wanted = work.expected_timestamp
-            log.warning(
-                "this host's Portage tree is older than the swarm wants: synchronize it",
-                extra={"here": self._tree_at, "wanted": work.expected_timestamp},
-            )
-        return work.package
+            return await self._link.work(*asked)
 
     async def _do(self, package: str) -> None:
         self._task = task = Task(package)
@@ -205,8 +195,8 @@ class Drone:
         try:
             with task.scope:
                 try:
-                    async with self._workshop.build(package) as outcome:
-                        report = await self._tell_of(package, outcome)
+                    async with self._workshop.build(package) as made:
+                        report = await self._tell_of(package, made)
                     self._unfinished = 0
                 except (SwarmError, OSError) as error:
                     log.error("the build came to no end", extra={"error": str(error)})
@@ -219,15 +209,14 @@ class Drone:
         finally:
             self._task = None
         if self._unfinished:
-            # It would be given the same package, and be as little able to build it.
-            await trio.sleep(min(UNFINISHED_S_MAX, ASK_EVERY_S * 2**self._unfinished))
+            await trio.sleep(pause_after(self._unfinished))
 
-    async def _tell_of(self, package: str, outcome: Outcome) -> Says:
+    async def _tell_of(self, package: str, made: Made) -> Says:
         """Upload what was built, and say how it went."""
-        failed, took_s = outcome.failed, outcome.took_s
+        failed, took_s = made.failed, made.took_s
         if failed is None:
             try:
-                for built in outcome.packages:
+                for built in made.packages:
                     await self._upload(built.path, built.file)
             except Conflict as refusal:
                 return self._report(package, "returned", took_s, refusal.message)
@@ -238,11 +227,8 @@ class Drone:
         file = await trio.to_thread.run_sync(self._workshop.keep_log, package, failed)
         facts = {"package": package, "why": failed.reason, "log": str(file or "none")}
         log.warning("the build failed", extra=facts)
-        words = failed.log.decode(errors="replace").replace("\x00", "")
-        left = ERROR_CHARS_MAX - len(failed.reason) - 2
-        error = f"{failed.reason}\n\n{words[-left:]}" if words.strip() else failed.reason
         flags = {"masked": failed.masked, "missing_binary": failed.missing}
-        return self._report(package, "failed", took_s, error, **flags)
+        return self._report(package, "failed", took_s, error_text(failed), **flags)
 
     async def _upload(self, path: str, file: Path) -> None:
         """Unavailable: no node took it, for as long as it was tried."""
@@ -285,22 +271,3 @@ class Drone:
             said["build_duration_s"] = round(took_s, 3)
         said["error_detail"] = None if error is None else error[:ERROR_CHARS_MAX]
         return said | {flag: True for flag, up in flags.items() if up}
-
-
-def _cpu_times() -> tuple[float, float]:
-    """Busy, and in all, in ticks since the host began."""
-    with open("/proc/stat") as file:
-        ticks = [float(word) for word in file.readline().split()[1:9]]
-    return sum(ticks) - ticks[3] - ticks[4], sum(ticks)
-
-
-def _memory() -> tuple[int, float]:
-    """In all, and how much of it is in use, in percent."""
-    found = {"MemTotal": 1, "MemAvailable": 0}
-    with open("/proc/meminfo") as file:
-        for line in file:
-            name, _, rest = line.partition(":")
-            if name in found:
-                found[name] = int(rest.split()[0]) * 1024
-    total = found["MemTotal"]
-    return total, round(100 * (total - found["MemAvailable"]) / total, 1)

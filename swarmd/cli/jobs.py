@@ -97,14 +97,12 @@ def cancel(as_json: bool, data_dir: Path | None, job_id: str) -> None:
 @options.data_dir
 @job_id
 def explain(as_json: bool, data_dir: Path | None, job_id: str) -> None:
-    """Why a job waits, node by node."""
+    """Why a job waits, node by node; of a package its name will do, and builders are told of."""
     told = find_daemon(data_dir).get(job_path(job_id, "explain"))
     if as_json:
         show.emit_json(told)
         return
     click.echo(show.printable(told.get("summary")))
-    if told.get("waits_for"):
-        click.echo("waits for " + ", ".join(map(show.printable, told["waits_for"])))
     if told.get("nodes"):
         show.emit_table(
             ["NODE", "CAN RUN IT", "WHY NOT"],

@@ -51,7 +51,7 @@ SAY_EVERY_S_IN_A_FILE = 10.0
     "copy",
     type=click.Path(path_type=Path),
     metavar="SNAPSHOT",
-    help="Nodes and jobs of your own: what `swarmd raft snapshot save` wrote.",
+    help="Nodes, builders, jobs and packages of your own: what `swarmd raft snapshot save` wrote.",
 )
 @click.option(
     "--seed",
@@ -72,7 +72,7 @@ SAY_EVERY_S_IN_A_FILE = 10.0
     "kill",
     metavar="NODE,…",
     default="",
-    help="These lose power: names, groups or label=value.",
+    help="These lose power: names, groups or label=value; builders by name.",
 )
 @click.option(
     "--at",
@@ -173,9 +173,10 @@ def _scenario(
         check_victims(schedule, topology)
     if (at_s is not None or back_s is not None) and not kill:
         raise Invalid("--at and --back are about the nodes of --kill: name them")
+    builders = [] if exported is None else exported.builds.names()
     scenario = Scenario(
         topology, f"{title} for {seconds / 60:g} min", seed, seconds, load, exported, job_s,
-        topology.choose(kill.split(","), "--kill: ") if kill else (),
+        topology.choose(kill.split(","), "--kill: ", builders) if kill else (),
         seconds / 2 if at_s is None else at_s, back_s, faults, tuple(schedule),
     )  # fmt: skip
     scenario.check()

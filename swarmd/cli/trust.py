@@ -1,7 +1,8 @@
-"""Trust: tokens for nodes that are to join."""
+"""Trust: tokens for nodes that are to join, and for drones that come from outside."""
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 
 import click
@@ -9,6 +10,7 @@ import click
 from swarmd.cli import options, show
 from swarmd.cli.client import find_daemon
 from swarmd.cli.main import tell
+from swarmd.domain.drone_tokens import SECRET_BYTES, encode_token, hash_token
 
 
 @click.command("token")
@@ -38,3 +40,43 @@ def token(ttl_s: float, rotate: bool, revoke: bool, as_json: bool, data_dir: Pat
         return
     tell(f"good until {made['ends_at']}" + ("; those before are not any more" if rotate else ""))
     click.echo(made["token"])
+
+
+@click.command("drone-token")
+@click.argument("name", required=False)
+@click.option("--revoke", is_flag=True, help="Make none; from now on NAME's is not good.")
+@options.as_json
+@options.data_dir
+def drone_token(name: str | None, revoke: bool, as_json: bool, data_dir: Path | None) -> None:
+    """A token with which the drone NAME works where everybody else needs the admin key.
+
+    It registers, asks for work, uploads and reports with it, as itself, and can do nothing else. A
+    new one takes the place of the one before. Give it to `swarmd drone` in DRONE_TOKEN. Without
+    NAME: which drones have one.
+    """
+    daemon = find_daemon(data_dir)
+    if name is None:
+        if revoke:
+            raise click.UsageError("say whose: swarmd drone-token NAME --revoke")
+        seen = daemon.get("/api/v1/drone-tokens")
+        if as_json:
+            show.emit_json(seen)
+        else:
+            rows = [[t["name"], f"{show.ago(t['at'])} ago"] for t in seen["tokens"]]
+            show.emit_table(["DRONE", "TOKEN SINCE"], rows)
+        return
+    if revoke:
+        done = daemon.post("/api/v1/drone-tokens/revoke", {"name": name})
+        if as_json:
+            show.emit_json(done)
+        else:
+            tell(f"{show.printable(name)} has no token any more")
+        return
+    # It is made here, and the swarm hears of its hash alone.
+    made = encode_token(name, secrets.token_bytes(SECRET_BYTES))
+    daemon.post("/api/v1/drone-tokens", {"name": name, "hash": hash_token(made).hex()})
+    if as_json:
+        show.emit_json({"name": name, "token": made})
+        return
+    tell(f"good until `swarmd drone-token {name} --revoke`; it is not shown again")
+    click.echo(made)

@@ -11,6 +11,7 @@ from swarmd.domain.actors import Actor
 from swarmd.domain.care import CareAction
 from swarmd.domain.jobs import AttemptId, JobId, NodeId
 from swarmd.domain.probes import Probed, ProbeStatus
+from swarmd.domain.trees import Plan
 
 
 class Beat(Ask[None], frozen=True):
@@ -247,6 +248,17 @@ class RotateSigningKey(Ask[bytes], frozen=True):
     actor: Actor
 
 
+class ReadTree(Ask[str | None], frozen=True):
+    """As of when the node's Portage tree is, in its own words; None: it has none."""
+
+
+class PlanBuilds(Ask[Plan], frozen=True):
+    """What these names of packages stand for, and which of them wait for which, by the node's
+    Portage tree. NotFound: it has none. Busy, Unavailable: Portage does not come to an answer."""
+
+    wants: tuple[str, ...]
+
+
 class EndWork(Ask[None], frozen=True):
     """End what runs on the node, have the swarm queue it again, and start nothing more. With
     `resume`: take up work again."""
@@ -297,6 +309,8 @@ AnyAsk = (
     | ReadSigningKey
     | SignDigest
     | RotateSigningKey
+    | ReadTree
+    | PlanBuilds
     | EndWork
     | MeasureTrips
 )
@@ -324,6 +338,8 @@ ANSWERS: dict[type[Any], Any] = {
     ReadSigningKey: bytes,
     SignDigest: bytes,
     RotateSigningKey: bytes,
+    ReadTree: str | None,
+    PlanBuilds: Plan,
     EndWork: None,
     MeasureTrips: list[Trip],
 }

@@ -146,7 +146,8 @@ class Neighbours:
                 gossip.be_born(born)
             if trust.ring is not None:
                 sealing.use(trust.ring)
-            for node_id in sorted(trust.known.gone - removed):
+            # Of its own removal a node hears by its trust, and ends.
+            for node_id in sorted(trust.known.gone - removed - {me}):
                 gossip.remove(node_id)
             removed = trust.known.gone
             known = _addresses(members().values(), me)

@@ -9,6 +9,7 @@ import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -23,16 +24,17 @@ from swarmd.cluster.lineage import CLUSTER_ID
 from swarmd.cluster.members import Grounds, JoinAsk, Joined, ask_to_join, join_again
 from swarmd.cluster.neighbours import Neighbours
 from swarmd.cluster.numbers import raft_id_of
-from swarmd.cluster.remote import remember
+from swarmd.cluster.patience import LEADERLESS_S, make_known, patiently
 from swarmd.cluster.replica import INSTALLING, PING, NotNewest, Replica, ReplicaSettings, not_newest
 from swarmd.cluster.sessions import Whereabouts
 from swarmd.cluster.snapshots import InThread, Snapshots, decode_conf, encode_conf
 from swarmd.cluster.trust import Trust
+from swarmd.cluster.whereabouts import remember
 from swarmd.domain.actors import SYSTEM
-from swarmd.domain.errors import Busy, SwarmError, Unavailable
+from swarmd.domain.errors import SwarmError, Unavailable
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Node, NodeKind
-from swarmd.state.commands import PutNode, PutSetting
+from swarmd.state.commands import PutSetting
 from swarmd.state.machine import Applied, Place
 from swarmd.state.queries import GetSetting, LastBoot, ListNodes
 from swarmd.state.store import StateStore
@@ -46,7 +48,6 @@ HOLDERS = "holders"
 NOT_JOINED = "not-joined"
 """The log's fact: why this node was not taken in yet."""
 BOOT = "boot"
-AGAIN_S = 0.5
 UNLED_S = 4.0
 """Longer than an election takes."""
 SEED_TIMEOUT_S = 5.0
@@ -296,18 +297,14 @@ async def _begin(store: StateStore, meta: SnapshotMeta) -> Place:
 
 
 async def _introduce(replica: Replica) -> None:
-    """Make this node known, and the swarm's id where it is new, as soon as somebody leads."""
-    while True:
-        try:
-            await replica.propose(PutNode(replica.node), SYSTEM)
-            if not replica.cluster_id:
-                command = PutSetting(CLUSTER_ID, replica.new_id().encode(), only_new=True)
-                replica.cluster_id = (await replica.propose(command, SYSTEM)).decode()
-            replica.introduced.set()
-            return
-        except (Busy, Unavailable) as refusal:
-            log.debug("not introduced yet", extra={"reason": refusal.message})
-            await trio.sleep(AGAIN_S)
+    """Make this node known, and the swarm's id where it is new."""
+    if not await make_known(replica):
+        return
+    if not replica.cluster_id:
+        command = PutSetting(CLUSTER_ID, replica.new_id().encode(), only_new=True)
+        propose = partial(replica.propose, command, SYSTEM)
+        replica.cluster_id = (await patiently(propose, LEADERLESS_S)).decode()
+    replica.introduced.set()
 
 
 async def _stay_in(replica: Replica, wires: Wires, raft_log: RaftLog) -> None:

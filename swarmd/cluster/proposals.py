@@ -255,6 +255,10 @@ class Proposals:
         size = 0
         while self._unsent and len(taken) < FORWARD_REQUESTS_MAX:
             pending = self._unsent[0]
+            if pending.done:
+                # It was told that nothing was changed: so it shall be.
+                self._unsent.popleft()
+                continue
             size += memoryview(pending.raw).nbytes
             if taken and size > FORWARD_BYTES_MAX:
                 break
@@ -285,6 +289,10 @@ class Proposals:
                 nursery.start_soon(self._again, batch)
 
     async def _tell(self, leader: NodeId, batch: list[_Pending]) -> Busy | WireError | None:
+        # A deadline may have passed between being taken and being sent.
+        batch = [pending for pending in batch if not pending.done]
+        if not batch:
+            return None
         body = _encode([pending.raw for pending in batch])
         for pending in batch:
             pending.on_way += 1

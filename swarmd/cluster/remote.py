@@ -18,7 +18,7 @@ import msgspec
 import trio
 
 from mesh.timing import Rng
-from mesh.wal import RaftLog, write_patiently
+from mesh.wal import RaftLog
 from mesh.wires import Refused, Unreachable, Wires
 from swarmd.cluster import sessions as words
 from swarmd.cluster.asking import Asking
@@ -43,23 +43,22 @@ from swarmd.cluster.handle import (
 )
 from swarmd.cluster.neighbours import Neighbours, view_of
 from swarmd.cluster.numbers import raft_id_of
+from swarmd.cluster.patience import make_known
 from swarmd.cluster.proposals import Proposals, ProposalSettings
 from swarmd.cluster.replica import PING
 from swarmd.cluster.rotating import Rotating
 from swarmd.cluster.trust import Trust
-from swarmd.domain.actors import SYSTEM, Actor
-from swarmd.domain.errors import Busy, SwarmError, Unavailable
+from swarmd.cluster.whereabouts import keep_boot, next_boot, remember, remembered
+from swarmd.domain.actors import Actor
+from swarmd.domain.errors import SwarmError, Unavailable
 from swarmd.domain.events import Event
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Node
-from swarmd.state.commands import Command, PutNode
+from swarmd.state.commands import Command
 from swarmd.state.queries import LastBoot, Query
 
 log = logging.getLogger(__name__)
 
-REMOTE = "remote"
-"""The log's fact of a node that has no replica: where those are that do."""
-BOOT = "boot"
 AGAIN_S = 0.5
 LEADER_KEPT_S = 3.0
 """Who led when this node last heard of it is taken to lead for so long."""
@@ -353,7 +352,7 @@ class Remote:
                 await trio.sleep(AGAIN_S)
         if last >= self._proposals.boot:
             self._proposals.boot = last + 1
-            await _set_fact(self._log, BOOT, str(last + 1).encode())
+            await keep_boot(self._log, last + 1)
             if (session := self._attaching.session) is not None:
                 session.end("it began with the number of an earlier boot")
         self._boot_is_new.set()
@@ -363,7 +362,7 @@ class Remote:
         while True:
             known = self._attaching.known
             if known != self._remembered and known.replicas:
-                await _set_fact(self._log, REMOTE, words.encode(known))
+                await remember(self._log, known)
                 self._remembered = known
             await self._changed.wait()
 
@@ -423,22 +422,6 @@ class _Live:
             at = page.upto
 
 
-def remembered(raft_log: RaftLog) -> words.Whereabouts | None:
-    """What a node without a replica remembers of its swarm; None: it is none."""
-    kept = raft_log.fact(REMOTE)
-    return _decode_where.decode(kept) if kept else None
-
-
-async def remember(raft_log: RaftLog, known: words.Whereabouts) -> None:
-    """From the next start on this node is served by these."""
-    await _set_fact(raft_log, REMOTE, words.encode(known))
-
-
-async def forget_remote(raft_log: RaftLog) -> None:
-    """Before this node opens a replica of its own."""
-    await _set_fact(raft_log, REMOTE, b"")
-
-
 @asynccontextmanager
 async def open_remote(
     node: Node,
@@ -464,11 +447,10 @@ async def open_remote(
         await remember(raft_log, known)
     if known is None and not seeds:
         raise Unavailable("this node knows of no replica: start it with mesh.join (--join)")
-    boot = max(raft_log.boot, int(raft_log.fact(BOOT) or 0) + 1)
-    await _set_fact(raft_log, BOOT, str(boot).encode())
     remote = Remote(
-        node, boot, raft_log, wires, known or words.Whereabouts(cluster_id, ()), tuple(seeds),
-        settings, now_ms=now_ms, new_id=new_id, rng=rng, neighbours=neighbours,
+        node, await next_boot(raft_log), raft_log, wires,
+        known or words.Whereabouts(cluster_id, ()), tuple(seeds), settings,
+        now_ms=now_ms, new_id=new_id, rng=rng, neighbours=neighbours,
     )  # fmt: skip
     remote.trust = trust
     async with trio.open_nursery() as nursery:
@@ -481,21 +463,9 @@ async def open_remote(
 
 
 async def _introduce(remote: Remote) -> None:
-    """Make this node known as it is by now."""
-    while True:
-        try:
-            await remote.propose(PutNode(remote.node), SYSTEM)
-            remote.introduced.set()
-            return
-        except (Busy, Unavailable) as refusal:
-            log.debug("not introduced yet", extra={"reason": refusal.message})
-            await trio.sleep(AGAIN_S)
-
-
-async def _set_fact(raft_log: RaftLog, name: str, value: bytes) -> None:
-    await write_patiently(lambda: raft_log.set_fact(name, value))
+    if await make_known(remote):
+        remote.introduced.set()
 
 
 PAST_S_MAX = 10.0
 _decode_answer: msgspec.msgpack.Decoder[Any] = msgspec.msgpack.Decoder(words.ReadAnswer)
-_decode_where = msgspec.msgpack.Decoder(words.Whereabouts)

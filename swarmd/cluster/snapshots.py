@@ -197,7 +197,11 @@ class Snapshots:
                 if have > content.size_bytes:
                     raise Refused("invalid", "the copy is larger than it was said to be")
                 await self._in_thread(file.write, chunk)
-        found = await self._store.check_copy(path)
+        try:
+            found = await self._store.check_copy(path)
+        except SwarmError:
+            path.unlink()  # whole as it is, nothing of it would ever be fetched again
+            raise
         if found.sha256 != content.sha256 or found.size_bytes != content.size_bytes:
             path.unlink()
             raise Refused("invalid", "the copy was damaged on its way")

@@ -23,10 +23,10 @@ from mesh.identity.proofs import Nonces, check_proof
 from mesh.identity.tokens import SECRET_BYTES, Token, encode_token, secret_hash
 from mesh.keyring import KEY_BYTES, Keyring, decode_keyring, encode_keyring, first_ring
 from mesh.wires import Refused, WireError, Wires, applicant_of
-from swarmd.cluster.feed import FellBehind
 from swarmd.cluster.handle import Cluster, MadeToken, Role, local_reads
+from swarmd.cluster.patience import keep_up
 from swarmd.domain.actors import SYSTEM, Actor
-from swarmd.domain.errors import Busy, Conflict, SwarmError, Unauthorized, Unavailable
+from swarmd.domain.errors import Busy, Conflict, Unauthorized, Unavailable
 from swarmd.domain.events import Event, TrustChanged
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Node
@@ -304,20 +304,12 @@ class Trust:
             return
 
     async def _follow(self, cluster: Cluster, wires: Wires) -> None:
-        while True:
-            try:
-                async with cluster.watch(wants=_concerns) as events:
-                    while True:
-                        await self.look(cluster)
-                        if self._key is None and self.known.authority:
-                            await self.fetch_ring(cluster, wires)
-                        await anext(events)
-                        events.take_waiting()
-            except FellBehind:
-                continue
-            except SwarmError as refusal:
-                log.debug("trust is looked at later", extra={"reason": refusal.message})
-                await trio.sleep(AGAIN_S)
+        async def look() -> None:
+            await self.look(cluster)
+            if self._key is None and self.known.authority:
+                await self.fetch_ring(cluster, wires)
+
+        await keep_up(cluster, _concerns, look, AGAIN_S)
 
     async def look(self, cluster: Cluster) -> None:
         """Learn what this node's own replica says."""

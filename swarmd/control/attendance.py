@@ -15,7 +15,7 @@ from swarmd.cluster.asks import BuilderBeat, BuilderNews, BuilderSign, ListSigns
 from swarmd.cluster.handle import Cluster
 from swarmd.domain.actors import SYSTEM
 from swarmd.domain.jobs import AttemptId, NodeId
-from swarmd.domain.nodes import NodeKind
+from swarmd.domain.nodes import Node, NodeKind
 from swarmd.state.build_commands import NotePresence, ReclaimBuilds, StartBuild
 from swarmd.state.build_queries import BuilderView, FindBuilder, HeldBuild, ListBuilders
 from swarmd.state.versions import BUILDS_SINCE
@@ -23,6 +23,8 @@ from swarmd.state.versions import BUILDS_SINCE
 log = logging.getLogger(__name__)
 
 OFFLINE_S = 60.0
+GONE_S = 15.0
+"""The same of a member that is not there by the mesh either."""
 LEASE_S = 600.0
 """A package that was given out and not begun goes back after so long."""
 SILENT_S = 900.0
@@ -30,6 +32,8 @@ SILENT_S = 900.0
 IDLE_S = 10.0
 """Who came for work and got none counts as idle for so long."""
 LOOK_S = 5.0
+PAUSE_S = 1.0
+"""Between two looks, however many come for work: each goes through all builders."""
 BUILDERS_MAX = 10_000
 AT_ONCE = 100
 
@@ -118,23 +122,15 @@ class Attendance:
             self._wanted = trio.Event()
             if self._cluster.cluster_version() >= BUILDS_SINCE:
                 await self._look()
+            await trio.sleep(PAUSE_S)
 
     async def _look(self) -> None:
         views = await self._cluster.read(ListBuilders())
         now, now_ms = trio.current_time(), self._cluster.now_ms()
-        for view in views:
-            if view.node.kind is NodeKind.MEMBER and self._cluster.peer(view.node.id).alive:
-                self._signs.setdefault(view.node.id, Sign(now)).at = now
         silent = self.silent(views, now)
         went = tuple(v.node.id for v in views if v.builder.online and v.node.id in silent)
-        came = tuple(
-            v.node.id for v in views
-            if v.node.kind is NodeKind.MEMBER and not v.builder.online and v.node.id not in silent
-        )  # fmt: skip
-        if went or came:
-            await self._cluster.propose(
-                NotePresence(came[:AT_ONCE], went[:AT_ONCE], self._term), SYSTEM
-            )
+        if went:
+            await self._cluster.propose(NotePresence((), went[:AT_ONCE], self._term), SYSTEM)
         spoken_of = {node_id: sign.spoken_of for node_id, sign in self._signs.items()}
         age_s = now - self._began
         steps = overdue(views, silent, spoken_of, now, now_ms, age_s)
@@ -150,7 +146,12 @@ class Attendance:
 
     def silent(self, views: Iterable[BuilderView], now: float) -> set[NodeId]:
         """Whoever said nothing for too long. One not heard of yet counts from the term's start."""
-        return {view.node.id for view in views if now - self._heard(view.node.id) > OFFLINE_S}
+        return {v.node.id for v in views if now - self._heard(v.node.id) > self._bears_s(v.node)}
+
+    def _bears_s(self, node: Node) -> float:
+        """A member of which the mesh knows that it is gone is not waited for as long."""
+        gone = node.kind is NodeKind.MEMBER and not self._cluster.peer(node.id).alive
+        return GONE_S if gone else OFFLINE_S
 
     def heard_s(self, node_id: NodeId) -> float:
         """How long ago it gave a sign of life; one not heard of yet did so at the term's start."""
@@ -165,19 +166,20 @@ def overdue(
     views: Sequence[BuilderView], silent: set[NodeId],
     spoken_of: Mapping[NodeId, Mapping[str, float]], now: float, now_ms: int, age_s: float,
 ) -> list[Reclaim]:  # fmt: skip
-    """What goes back since its builder is gone, did not begin, or speaks of it no more. Members'
-    work goes by their leases."""
+    """What goes back since its builder is gone, did not begin, or speaks of it no more. What
+    members have begun goes by their leases."""
     gone, late, forgotten = [], [], []
     for view in views:
-        if view.node.kind is NodeKind.MEMBER:
-            continue
+        member = view.node.kind is NodeKind.MEMBER
         said = spoken_of.get(view.node.id, {})
         for held in view.held:
-            if view.node.id in silent:
+            if view.node.id in silent and not member:
                 gone.append(held.attempt_id)
             elif held.started_at is None:
                 if now_ms - held.assigned_at > LEASE_S * 1000:
                     late.append(held.attempt_id)
+            elif member:
+                continue
             elif _unspoken_s(held, said, now, now_ms, age_s) > SILENT_S:
                 forgotten.append(held.attempt_id)
     found = (

@@ -291,6 +291,9 @@ class Wanted:
     slot: str = ""
     use: Mapping[str, bool] = field(default_factory=dict)
     """The flags that the host has set, on or off. Flags that a package lacks do not matter."""
+    named: Mapping[str, bool | None] = field(default_factory=dict)
+    """Those of them that the atom names, which a package has to have; or else what it counts as."""
+    repository: str = ""
     chost: str = ""
     keywords: frozenset[str] | None = None
     """ACCEPT_KEYWORDS."""
@@ -336,6 +339,16 @@ def differences(wanted: Wanted, pkg: BinPkg) -> list[str]:
         on = flag in pkg.use
         if on != wanted.use[flag]:
             words.append(f"USE flag {flag} is {_switch(on)}, wanted {_switch(not on)}")
+    # A profile's own flags, such as elibc_glibc, are in USE alone.
+    own = pkg.flags | frozenset(pkg.metadata.get("USE", "").split())
+    for flag in sorted(wanted.named.keys() - own):
+        counts = wanted.named[flag]
+        if counts != wanted.use.get(flag):
+            words.append(f"it has no USE flag {flag}, wanted {_switch(wanted.use[flag])}")
+    repository = pkg.metadata.get("repository", "")
+    if wanted.repository and repository != wanted.repository:
+        of = f"repository {repository}" if repository else "no repository that is known"
+        words.append(f"it is of {of}, wanted is {wanted.repository}")
     chost = pkg.metadata.get("CHOST", "")
     if wanted.chost and chost != wanted.chost:
         words.append(f"it is built for CHOST {chost or 'none'}, the host is {wanted.chost}")

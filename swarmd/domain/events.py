@@ -160,7 +160,8 @@ class PayloadChanged(Body, frozen=True):
     version: str
     sha256: str
     what: str
-    """known, forgotten, roll begun, roll ended"""
+    """known, forgotten, roll begun, roll left, roll taken over, roll stopped, roll given up, roll
+    ended"""
 
 
 class PayloadMoved(Body, frozen=True):
@@ -173,6 +174,28 @@ class PayloadMoved(Body, frozen=True):
     """begin, deploy, restart, health, rollback, verify"""
     ok: bool
     error: str = ""
+
+
+class TerminalBegun(Body, frozen=True):
+    """Somebody has a shell on a builder: the actor."""
+
+    node_id: NodeId
+    terminal_id: str
+    name: str
+    user: str
+    """The account there."""
+    via: NodeId
+
+
+class TerminalEnded(Body, frozen=True):
+    node_id: NodeId
+    terminal_id: str
+    end: str
+    """exited, left, lost, idle, overtime, stopped"""
+    duration_ms: int
+    exit_code: int | None
+    sha256: str
+    """Of the recording; empty: there is none."""
 
 
 class BuildsControlled(Body, frozen=True):
@@ -205,6 +228,8 @@ EventBody = (
     | PayloadChanged
     | PayloadMoved
     | CareTaken
+    | TerminalBegun
+    | TerminalEnded
 )
 
 

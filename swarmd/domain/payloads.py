@@ -9,6 +9,7 @@ from enum import StrEnum
 
 import msgspec
 
+from swarmd.domain.actors import Actor
 from swarmd.domain.errors import Invalid
 from swarmd.domain.jobs import NodeId
 
@@ -22,6 +23,11 @@ DEPLOYMENTS_MAX = 20_000
 """In the log; the oldest go."""
 HOLDS_MAX = 1000
 HOLD_MS_MAX = 10 * 60_000
+ROLLED_MAX = 1000
+"""Builders of one roll."""
+ROLL_MS_MAX = 24 * 3600_000
+TAKES_MAX = 8
+"""By so many other nodes a roll is gone on with, one after the other."""
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+~\-]{0,63}")
 _SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@\-]{0,63}")
 
@@ -101,6 +107,54 @@ class Deployment(msgspec.Struct, frozen=True, omit_defaults=True):
     """The node that did it."""
     at: int = 0
     id: int = 0
+
+
+class Roll(msgspec.Struct, frozen=True, omit_defaults=True):
+    """That a version is to go to builders, one after the other: what was asked for. Whichever node
+    is at it, the swarm goes by this."""
+
+    id: str
+    sort: PayloadSort
+    version: str
+    node_ids: tuple[NodeId, ...]
+    """In the order of their turns."""
+    health_check: bool = True
+    rollback_on_fail: bool = True
+    by: str = ""
+    actor: Actor | None = None
+    begun_at: int = 0
+
+
+class Before(msgspec.Struct, frozen=True):
+    """What lay on a builder when its turn began."""
+
+    sha256: str | None
+    """None: nothing."""
+    version: str | None
+
+
+class Progress(msgspec.Struct, frozen=True, omit_defaults=True):
+    """How far a roll has come."""
+
+    turn: int = 0
+    """Whose turn it is: those before had theirs, and are done with."""
+    before: Before | None = None
+    """None: the turn did not begin."""
+    undoing: str = ""
+    """Why it gets back what it had before; empty: it does not."""
+    failed: int = 0
+    """Of those that had their turn."""
+
+
+class Rolling(msgspec.Struct, frozen=True, omit_defaults=True):
+    """A roll that did not end yet."""
+
+    roll: Roll
+    progress: Progress = Progress()
+    takes: int = 0
+    """How often another node took it over."""
+    held_until: int = 0
+    """By whoever deploys the sort, to all or to one; 0: nobody does."""
 
 
 def check_version(version: str) -> str:

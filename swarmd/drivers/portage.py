@@ -1,5 +1,5 @@
 """The Portage of this host, asked: whether it is there, what a name stands for, what needs what.
-Nothing here changes the host; what builds is in portage_builds.py.
+Nothing here changes the host but for its tree; what builds is in portage_builds.py.
 
 The questions go to Portage's own library in a child process (portage_inside.py says why), under
 the Python that `emerge` itself runs with. What comes back is checked like a stranger's.
@@ -12,9 +12,9 @@ import re
 import shutil
 import signal
 import subprocess
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import TypeVar
@@ -33,6 +33,8 @@ PACKAGES_MAX = 10_000
 ANSWER_BYTES_MAX = 16 * 1024 * 1024
 COMPLAINT_BYTES_MAX = 4096
 WAITING_MAX = 16
+ORDER_PART = 0.8
+"""Of the time for an answer: what has no order by then is told without."""
 PYTHON_EXEC = Path("/usr/lib/python-exec")
 
 
@@ -86,6 +88,15 @@ class Resolved:
     error: SwarmError | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Planned:
+    resolved: tuple[Resolved, ...]
+    edges: tuple[Edge, ...]
+    """With circles (domain/build_order.py breaks them). What the tree does not have has none."""
+    unordered: str = ""
+    """Why there are none at all."""
+
+
 class Portage:
     """Made by `find`. One question at a time: each takes a core and some 60 MB while it lasts."""
 
@@ -95,42 +106,60 @@ class Portage:
         self.settings = settings
         self.python = python
         self.description = description
+        """As it was when Portage was last asked about anything but order."""
+        self.answers = True
+        """It did when it was last asked."""
         self._turn = trio.CapacityLimiter(1)
 
     async def describe(self) -> Description:
         """As it is now: the tree may have been synchronized since."""
         async with self._turns():
-            return await _describe(self.settings, self.python)
+            with self._told():
+                self.description = await _describe(self.settings, self.python)
+        return self.description
 
-    async def resolve(self, wants: Sequence[Want]) -> tuple[Resolved, ...]:
-        """For each want, in their order. Busy: too many ask. Unavailable: Portage gave no answer,
-        and its words say why."""
-        if not wants:
-            return ()
+    async def sync(self, command: Sequence[str], timeout_s: float) -> Description:
+        """Have the tree brought up to date, and look at it. Unavailable: it ended badly, or not in
+        time; nothing of it goes on."""
+        async with self._turns():
+            await _run(replace(self.settings, query_timeout_s=timeout_s), command)
+            self.description = await _describe(self.settings, self.python)
+        return self.description
+
+    async def plan(self, wants: Sequence[Want], queued: Sequence[str] = ()) -> Planned:
+        """What each want stands for, in their order, and who needs whom among that and what is
+        queued, as the tree and this host's USE flags have it. TooLarge: more than PACKAGES_MAX are
+        queued. Invalid: one of them is no category/package-version. Busy: too many ask.
+        Unavailable: Portage gave no answer, and its words say why."""
+        if len(queued) > PACKAGES_MAX:
+            raise TooLarge(f"{len(queued)} packages to put in order; {PACKAGES_MAX} at most")
+        known = {str(split(cpv)) for cpv in queued}
+        if not wants and len(known) < 2:
+            return Planned((), ())
         request = {
-            "do": "resolve", "wants": list(map(str, wants)), "packages_max": PACKAGES_MAX,
+            "wants": list(map(str, wants)), "queued": sorted(known), "packages_max": PACKAGES_MAX,
+            "do": "plan", "plan_s": ORDER_PART * self.settings.query_timeout_s,
         }  # fmt: skip
-        async with self._turns():
-            answers = (await _ask(self.settings, self.python, request, _Answers)).answers
-        if len(answers) != len(wants):
-            raise Unavailable(f"Portage answered {len(answers)} of {len(wants)} questions")
-        return tuple(map(_resolved, wants, answers))
+        with self._told():
+            async with self._turns():
+                said = await _ask(self.settings, self.python, request, _Answers)
+            if len(said.answers) != len(wants):
+                raise Unavailable(f"Portage answered {len(said.answers)} of {len(wants)} questions")
+            resolved = tuple(map(_resolved, wants, said.answers))
+            known.update(package for each in resolved for package in each.packages)
+            if not all(edge.before in known and edge.after in known for edge in said.edges):
+                raise Unavailable("Portage named a package that it was not asked for")
+        self.description = msgspec.structs.replace(self.description, timestamp=said.timestamp)
+        return Planned(resolved, tuple(sorted(said.edges)), said.unordered)
 
-    async def order(self, cpvs: Sequence[str]) -> tuple[Edge, ...]:
-        """Who needs whom among these, as the tree and this host's USE flags have it; circles
-        included (domain/build_order.py breaks them). One that the tree does not have has no
-        edges. TooLarge: more than PACKAGES_MAX. Invalid: one is no category/package-version."""
-        if len(cpvs) > PACKAGES_MAX:
-            raise TooLarge(f"{len(cpvs)} packages to put in order; {PACKAGES_MAX} at most")
-        if len(cpvs) < 2:
-            return ()
-        given = {str(split(cpv)) for cpv in cpvs}
-        request = {"do": "order", "cpvs": sorted(given)}
-        async with self._turns():
-            edges = (await _ask(self.settings, self.python, request, _Edges)).edges
-        if not all(edge.before in given and edge.after in given for edge in edges):
-            raise Unavailable("Portage named a package that it was not asked for")
-        return tuple(sorted(edges))
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except Unavailable:
+            self.answers = False
+            raise
+        self.answers = True
 
     @asynccontextmanager
     async def _turns(self) -> AsyncIterator[None]:
@@ -156,11 +185,9 @@ class _Answer(_Note, frozen=True):
 
 class _Answers(msgspec.Struct, frozen=True):
     answers: list[_Answer]
-
-
-class _Edges(msgspec.Struct, frozen=True):
-    edges: list[Edge]
-    unknown: list[str] = []
+    edges: list[Edge] = []
+    unordered: str = ""
+    timestamp: str = ""
 
 
 async def find(settings: PortageSettings) -> Portage | Missing:

@@ -14,6 +14,7 @@ import importlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -31,7 +32,7 @@ def main() -> None:
     os.dup2(2, 1)
     request = json.loads(sys.stdin.buffer.read())
     verbs: dict[str, Callable[[dict[str, Any]], object]] = {
-        "describe": describe, "resolve": resolve, "order": order,
+        "describe": describe, "plan": plan,
     }  # fmt: skip
     answer = verbs[request["do"]](request)
     data = json.dumps(answer).encode()
@@ -52,8 +53,10 @@ def describe(_: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def resolve(request: dict[str, Any]) -> dict[str, Any]:
-    """For each want: the packages that it stands for, or why there is none."""
+def plan(request: dict[str, Any]) -> dict[str, Any]:
+    """For each want: the packages that it stands for, or why there is none. And edges between these
+    and what is queued: [needed, needing, needed for building]."""
+    until = time.monotonic() + request["plan_s"]
     tree = _Tree()
     left = request["packages_max"]
     answers = []
@@ -63,12 +66,16 @@ def resolve(request: dict[str, Any]) -> dict[str, Any]:
         if left < 0:
             answer = {"kind": "too_many"}
         answers.append(answer)
-    return {"answers": answers}
+    given = [*request["queued"], *(cpv for one in answers for cpv in one.get("packages", ()))]
+    order = _order(given, until) if left >= 0 else {}
+    return {"answers": answers, "timestamp": _timestamp(tree.database), **order}
 
 
-def order(request: dict[str, Any]) -> dict[str, Any]:
-    """Edges between the given packages: [needed, needing, needed for building]."""
-    return _Dependencies(request["cpvs"]).edges()
+def _order(cpvs: list[str], until: float) -> dict[str, Any]:
+    try:
+        return {"edges": _Dependencies(cpvs).edges(until)}
+    except Exception as error:  # of whatever ebuilds and profiles there are: it is only the order
+        return {"unordered": f"{type(error).__name__}: {error}"[:300]}
 
 
 class _Tree:
@@ -158,27 +165,26 @@ class _Dependencies:
         self.errors = importlib.import_module("portage.exception")
         self.database = self.portage.db[self.portage.root]["porttree"].dbapi
         self.settings = self.portage.config(clone=self.portage.settings)
-        self.unknown: list[str] = []
         self.given: dict[str, list[Any]] = {}
         self.packages: list[Any] = []
         for text in dict.fromkeys(cpvs):
             try:
                 package = self.database._pkg_str(text, None)
             except (KeyError, self.errors.PortageException):
-                self.unknown.append(text)
                 continue
             self.packages.append(package)
             self.given.setdefault(package.cp, []).append(package)
 
-    def edges(self) -> dict[str, Any]:
+    def edges(self, until: float) -> list[list[Any]]:
         found: dict[tuple[str, str], bool] = {}
         for package in self.packages:
+            if time.monotonic() > until:
+                raise TimeoutError("it takes too long to find who needs whom")
             for keys, build in ((BUILD_KEYS, True), (RUN_KEYS, False)):
                 for other in self._needed(package, keys, VIRTUAL_DEPTH_MAX):
                     pair = (str(other), str(package))
                     found[pair] = found.get(pair, False) or build
-        edges = [[before, after, build] for (before, after), build in sorted(found.items())]
-        return {"edges": edges, "unknown": self.unknown}
+        return [[before, after, build] for (before, after), build in sorted(found.items())]
 
     def _needed(self, package: Any, keys: tuple[str, ...], depth: int) -> Iterable[Any]:
         """Of the given packages, all that may satisfy a dependency: of alternatives each one. A

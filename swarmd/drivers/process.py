@@ -44,6 +44,8 @@ log = logging.getLogger(__name__)
 
 IDS_PER_REQUEST = 10_000
 REQUESTS_MAX = 16
+UNIT_STOPS_S = 0.1
+"""How often it is asked whether the stop of the unit is over."""
 
 
 class RunnerSettings(msgspec.Struct, frozen=True):
@@ -246,7 +248,8 @@ class RunnerClient:
                 try:
                     return await self._greet(await _dial(self._data_dir))
                 except (OSError, trio.BrokenResourceError, EOFError):
-                    await self._launch()
+                    if not await self._launch():
+                        await trio.sleep(UNIT_STOPS_S)
         raise Unavailable("no runner could be started in time; see runner.log")
 
     async def _greet(self, stream: trio.SocketStream) -> Connection:
@@ -276,10 +279,12 @@ class RunnerClient:
             log.error("the runner is in trouble", extra={"trouble": facts.trouble})
         return Connection(stream, facts, rest)
 
-    async def _launch(self) -> None:
-        """Start a runner; it detaches itself, and its first process tells whether one serves."""
+    async def _launch(self) -> bool:
+        """Start a runner; it detaches itself, and its first process tells whether one serves.
+        False: who stops its unit is to see that through first."""
         if self._settings.unit is not None:
-            command = ["systemctl", "start", self._settings.unit]
+            # Without this mode a start undoes a stop that goes on.
+            command = ["systemctl", "--job-mode=fail", "start", self._settings.unit]
         else:
             command = [*_command(), "--data-dir", str(self._data_dir)]
             command += ["--idle-s", str(self._settings.idle_s)]
@@ -289,7 +294,11 @@ class RunnerClient:
         )  # fmt: skip
         if result.returncode != 0:
             words = (result.stderr or b"").decode("utf-8", "replace")[-500:].strip()
+            # So systemd says that a job of the unit's which is under way is against it.
+            if self._settings.unit is not None and "is destructive" in words:
+                return False
             raise Unavailable(f"the runner could not be started: {words or result.returncode}")
+        return True
 
     async def _converse(self, connection: Connection) -> None:
         async with trio.open_nursery() as nursery:

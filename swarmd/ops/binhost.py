@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 import trio
+from msgspec.structs import replace
 
 from swarmd.cluster.handle import Cluster
 from swarmd.domain.actors import Actor
@@ -26,7 +27,7 @@ from swarmd.drivers.files import SLICE_BYTES, new_file
 from swarmd.ops import signing
 from swarmd.ops.blobs import open_blob, put
 from swarmd.ops.builds import require_builds
-from swarmd.state.build_commands import RemoveBinPkg, StagePackage
+from swarmd.state.build_commands import RemoveBinPkg, ReplaceBinPkg, StagePackage
 from swarmd.state.build_queries import BinHostAt, FindBinPkg, ListBinPkgs, ViewBinHost
 
 HEADER_KEYS = ("CHOST",)
@@ -122,6 +123,30 @@ async def remove(cluster: Cluster, actor: Actor, path: str) -> None:
     await cluster.propose(RemoveBinPkg(path), actor)
 
 
+async def resign(cluster: Cluster, actor: Actor, path: str, folder: Path, bytes_max: int) -> bool:
+    """Sign a package by the key that the swarm has now; hosts see the former file until the new one
+    is there. Whether that was needed. NotFound: it is not there. Conflict: it is another file by
+    now. Unavailable: no voter is there to sign, the disk is full, or the swarm is
+    of an older version."""
+    known = await find(cluster, path)
+    await trio.to_thread.run_sync(partial(folder.mkdir, mode=0o700, exist_ok=True))
+    temp = folder / f"{cluster.new_id()}{PART}"
+    out = temp.with_suffix(SIGNED)
+    try:
+        async with open_package(cluster, known) as chunks:
+            await _receive(chunks, temp, bytes_max)
+        signed = await signing.sign(cluster, known, temp, out)
+        if signed.path == temp:
+            return False
+        pkg = replace(signed.pkg, build_id=known.build_id)
+        await put(cluster, actor, _slices(out), expected_sha256=pkg.sha256)
+        await cluster.propose(ReplaceBinPkg(path, known.sha256, pkg), actor)
+        return True
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(_remove, temp, out)
+
+
 class Explained(msgspec.Struct, frozen=True):
     package: str
     """As it was asked for."""
@@ -151,14 +176,21 @@ async def explain_fit(cluster: Cluster, text: str, host: Host) -> Explained:
             raise Invalid(f"{name} must be at most {SAID_CHARS_MAX} printable characters")
     atom = _atom(text)
     use = {word.lstrip("-+"): word[0] != "-" for word in _words(host.use)}
-    use |= {flag.lstrip("-").partition("(")[0]: flag[0] != "-" for flag in atom.use}
+    flags = [(*flag.lstrip("-").partition("(")[::2], flag[0] != "-") for flag in atom.use]
+    use |= {flag: on for flag, _, on in flags}
     wanted = Wanted(
-        atom.key, _accepts(atom), f"{atom.operator}{atom.version or ''}", atom.slot or "", use,
+        atom.key, _accepts(atom),
+        f"{atom.operator}{atom.version or ''}{'*' if atom.glob else ''}", atom.slot or "", use,
+        {flag: _COUNTS_AS[default] for flag, default, _ in flags}, atom.repository or "",
         host.chost, frozenset(_words(host.keywords)) or None,
         {"CFLAGS": host.cflags} if host.cflags else {},
     )  # fmt: skip
     pkgs = await cluster.read(ListBinPkgs(atom.key))
     return await trio.to_thread.run_sync(_explained, text, wanted, pkgs)
+
+
+_COUNTS_AS = {"+)": True, "-)": False, "": None}
+"""What `ssl(+)` and `ssl(-)` say of a package that has no such flag."""
 
 
 def _explained(text: str, wanted: Wanted, pkgs: tuple[BinPkg, ...]) -> Explained:
@@ -224,15 +256,38 @@ async def stage(
     out = temp.with_suffix(SIGNED)
     try:
         await _receive(chunks, temp, bytes_max)
-        came = await gpkg.read(temp)
-        _check_path(path, came)
-        signed = await signing.sign(cluster, came, temp, out)
-        pkg = signed.pkg
-        await put(cluster, actor, _slices(signed.path), expected_sha256=pkg.sha256)
+        return await _sign_and_stage(
+            cluster, actor, OUTSIDE + builder_id if builder_id else "", path, temp, out
+        )
     finally:
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(_remove, temp, out)  # a large unlink takes its time
-    node_id = OUTSIDE + builder_id if builder_id else ""
+
+
+async def stage_own(
+    cluster: Cluster, actor: Actor, path: str, file: Path, folder: Path, bytes_max: int
+) -> BinPkg:
+    """The same of what this node itself has built, which stays where it is."""
+    require_builds(cluster)
+    await trio.to_thread.run_sync(partial(folder.mkdir, mode=0o700, exist_ok=True))
+    if (await trio.to_thread.run_sync(file.lstat)).st_size > bytes_max:
+        raise TooLarge(f"a binary package has at most {bytes_max} bytes here")
+    out = folder / f"{cluster.new_id()}{SIGNED}"
+    try:
+        return await _sign_and_stage(cluster, actor, cluster.node.id, path, file, out)
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(_remove, out)
+
+
+async def _sign_and_stage(
+    cluster: Cluster, actor: Actor, node_id: str, path: str, file: Path, out: Path
+) -> BinPkg:
+    came = await gpkg.read(file)
+    _check_path(path, came)
+    signed = await signing.sign(cluster, came, file, out)
+    pkg = signed.pkg
+    await put(cluster, actor, _slices(signed.path), expected_sha256=pkg.sha256)
     await cluster.propose(StagePackage(node_id, path, pkg), actor)
     return pkg
 

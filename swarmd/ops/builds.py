@@ -2,33 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import suppress
 
 import msgspec
+import trio
 
 from swarmd.cluster.asks import BuilderBeat, BuilderSign, ListSigns, WantWork
 from swarmd.cluster.handle import LEADER, Cluster, local_reads
 from swarmd.domain.actors import Actor
 from swarmd.domain.builds import OUTSIDE, Build, Control, HostSort, Outcome
-from swarmd.domain.errors import Busy, Conflict, Invalid, NotFound, SwarmError, Unavailable
+from swarmd.domain.errors import Invalid, NotFound, SwarmError, Unavailable
 from swarmd.domain.events import Event
-from swarmd.domain.groups import Group, GroupKind
 from swarmd.domain.jobs import (
-    BULK_JOBS_MAX,
     GroupId,
-    Installed,
     Job,
     JobFilter,
-    JobId,
     JobKind,
-    JobSpec,
     JobStatus,
     NodeId,
     Result,
 )
 from swarmd.domain.nodes import Capacity, Node, NodeKind
-from swarmd.domain.packages import Atom, PackageSet, parse_all, split
+from swarmd.domain.packages import split
+from swarmd.ops.syncs import Syncs
 from swarmd.state.build_commands import (
     ControlBuilds,
     FinishBuild,
@@ -44,23 +40,23 @@ from swarmd.state.build_queries import (
     BuildTimes,
     CountBuilds,
     FindBuilder,
-    FindQueued,
     HeldBuild,
     ListBuilders,
     ListBuilds,
     ListSessions,
+    TreeWanted,
 )
 from swarmd.state.build_queries import BuildFilter as BuildFilter
 from swarmd.state.build_queries import SessionView as SessionView
-from swarmd.state.commands import CreateGroup, NewJob, Refusal, SubmitJobs
 from swarmd.state.queries import ListJobs, ListLately, ListTotals
-from swarmd.state.versions import BUILDS_SINCE
+from swarmd.state.versions import BUILDS_SINCE, ORDER_SINCE, check_since
 
 REVOKED_AT_ONCE = 100
 CONTROL_AT_ONCE = 100
 CONTROLS_MAX = 2000
 """Entries that one word of an operator may take."""
 SESSIONS_MAX = 500
+TREE_AT_CHARS_MAX = 64
 
 
 class BuilderSays(msgspec.Struct, frozen=True):
@@ -84,12 +80,16 @@ class Told(msgspec.Struct, frozen=True):
     paused: bool
     revoked: tuple[str, ...]
     stop: str | None
+    held: tuple[str, ...]
+    """What it was given and did not report."""
 
 
 class Work(msgspec.Struct, frozen=True):
     package: str | None
     session_id: GroupId | None
     revoked: tuple[str, ...]
+    sync_to: str = ""
+    """It is to bring its tree up to date first, which is older than this one."""
 
 
 class Standing(msgspec.Struct, frozen=True):
@@ -121,13 +121,6 @@ class Overview(msgspec.Struct, frozen=True):
     builders: tuple[Standing, ...]
 
 
-class Queued(msgspec.Struct, frozen=True):
-    session: Group
-    packages: tuple[str, ...]
-    known: tuple[str, ...]
-    """They were in the queue already, and are not in it twice."""
-
-
 class Done(msgspec.Struct, frozen=True):
     """Of a word of an operator's."""
 
@@ -135,15 +128,19 @@ class Done(msgspec.Struct, frozen=True):
 
 
 def require_builds(cluster: Cluster) -> None:
-    if cluster.cluster_version() < BUILDS_SINCE:
-        raise Unavailable(
-            f"the swarm works as of version {cluster.cluster_version()} of its state, and builds"
-            f" came with {BUILDS_SINCE}: wait until all of its nodes run a newer swarmd"
-        )
+    check_since(cluster.cluster_version(), BUILDS_SINCE, "builds")
 
 
 def node_id_of(builder_id: str) -> NodeId:
     return NodeId(OUTSIDE + builder_id)
+
+
+def key_of(package: str) -> str:
+    """Its name without the version, where it has one."""
+    try:
+        return split(package).key
+    except Invalid:
+        return package
 
 
 # What builders say
@@ -163,7 +160,23 @@ async def register(cluster: Cluster, actor: Actor, says: BuilderSays) -> Told:
         await cluster.propose(PutBuilder(node.id, says.auto_reboot, says.tree_at, node), actor)
     news = await cluster.ask(LEADER, BuilderBeat(node.id, says.task, says.metrics, says.version))
     revoked = () if view is None else await _revoked(cluster, actor, view)
-    return Told(news.paused, revoked, news.stop)
+    held = () if view is None else tuple(each.package for each in view.held)
+    return Told(news.paused, revoked, news.stop, held)
+
+
+async def register_own(
+    cluster: Cluster, actor: Actor, auto_reboot: bool, tree_at: str, task: str | None,
+    metrics: dict[str, float],
+) -> None:  # fmt: skip
+    """The same of this node itself, which the swarm knows already."""
+    require_builds(cluster)
+    node = cluster.node
+    with local_reads():
+        view = await cluster.read(FindBuilder(node.id))
+    tree_at = tree_at[:TREE_AT_CHARS_MAX]
+    if view is None or (view.builder.auto_reboot, view.builder.tree_at) != (auto_reboot, tree_at):
+        await cluster.propose(PutBuilder(node.id, auto_reboot, tree_at), actor)
+    await cluster.ask(LEADER, BuilderBeat(node.id, task, metrics, node.version))
 
 
 def _differs(view: BuilderView, node: Node, says: BuilderSays) -> bool:
@@ -181,14 +194,27 @@ async def _revoked(cluster: Cluster, actor: Actor, view: BuilderView) -> tuple[s
     return await cluster.propose(TakeRevoked(view.node.id, REVOKED_AT_ONCE), actor)
 
 
-async def work(cluster: Cluster, actor: Actor, builder_id: str, cores: int) -> Work:
+async def work(
+    cluster: Cluster, actor: Actor, builder_id: str, cores: int, *,
+    syncs: Syncs | None = None, tried: str = "",
+) -> Work:  # fmt: skip
     """The oldest package it holds, again and again, until that is reported; else the next one there
-    is for it. NotFound: it has not registered."""
-    require_builds(cluster)
+    is for it. With `syncs` it is told to bring its tree up to date where that package needs it;
+    `tried` is up to when it says that it could not. NotFound: it has not registered."""
     node_id = node_id_of(builder_id)
+    return await work_of(cluster, actor, node_id, cores, syncs=syncs, tried=tried)
+
+
+async def work_of(
+    cluster: Cluster, actor: Actor, node_id: NodeId, cores: int, *,
+    syncs: Syncs | None = None, tried: str = "",
+) -> Work:  # fmt: skip
+    """The same, by the id of its node."""
+    require_builds(cluster)
     view = await cluster.read(FindBuilder(node_id))
     if view is None:
-        raise NotFound("no such drone; it has to register first", id=builder_id[:128])
+        builder_id = node_id.removeprefix(OUTSIDE)[:128]
+        raise NotFound("no such drone; it has to register first", id=builder_id)
     revoked = await _revoked(cluster, actor, view)
     now = cluster.now_ms()
     if view.queue_paused or not view.builder.gets_work(now):
@@ -196,9 +222,14 @@ async def work(cluster: Cluster, actor: Actor, builder_id: str, cores: int) -> W
     if view.held:
         return _work(view.held[0], revoked)
     if await cluster.read(AnythingFor(node_id, now, cores)):
+        if syncs is not None and cluster.cluster_version() >= ORDER_SINCE:
+            wanted = await cluster.read(TreeWanted(node_id, cores))
+            if syncs.must(view.builder, wanted, tried, trio.current_time()):
+                return Work(None, None, revoked, wanted)
         taken = await cluster.propose(TakeBuilds(node_id, cores, actor.address), actor)
         if taken:
             return Work(taken[0].spec.type, taken[0].group_id, revoked)
+    # That it stands idle is a hint for who shares work out: it comes again, and says so again.
     with suppress(SwarmError):
         await cluster.ask(LEADER, WantWork(node_id))
     return Work(None, None, revoked)
@@ -222,73 +253,6 @@ async def finish(
 
 
 # What operators say
-
-
-async def enqueue(
-    cluster: Cluster, actor: Actor, wanted: Sequence[object], session_name: str, session_id: str
-) -> Queued:
-    """A new session of these packages. Those that are in the queue already stay as they are."""
-    require_builds(cluster)
-    packages = _literal(wanted)
-    queued = await cluster.read(FindQueued(packages))
-    new = tuple(package for package in packages if package not in queued)
-    group = Group(GroupId(session_id), GroupKind.SESSION, labels={"name": session_name})
-    if not new:
-        raise Conflict("all of these packages are in the queue already", packages=len(packages))
-    session = await _new_session(cluster, actor, group)
-    for start in range(0, len(new), 100):
-        some = new[start : start + 100]
-        jobs = tuple(NewJob(JobId(cluster.new_id()), _spec(package)) for package in some)
-        for outcome in await cluster.propose(SubmitJobs(jobs, session.id), actor):
-            if isinstance(outcome, Refusal):
-                raise Conflict(outcome.message)
-    return Queued(session, new, tuple(package for package in packages if package in queued))
-
-
-async def _new_session(cluster: Cluster, actor: Actor, group: Group) -> Group:
-    """Two of one second are told apart by a number."""
-    for number in range(2, 1000):
-        try:
-            return await cluster.propose(CreateGroup(group), actor)
-        except Conflict:
-            base = group.id.partition("+")[0]
-            group = msgspec.structs.replace(group, id=GroupId(f"{base}+{number}"))
-    raise Busy("too many sessions began in this second; try again in the next")
-
-
-def _literal(wanted: Sequence[object]) -> tuple[str, ...]:
-    """Where no tree is at hand packages are taken as they are named; a set needs one."""
-    found: dict[str, None] = {}
-    for want in parse_all(wanted):
-        if isinstance(want, PackageSet):
-            raise Invalid(f"{want} is a set, and no Portage tree is at hand here to expand it")
-        found[_named(want)] = None
-    if not 1 <= len(found) <= BULK_JOBS_MAX:
-        raise Invalid(f"name 1 to {BULK_JOBS_MAX} packages, not {len(found)}")
-    return tuple(found)
-
-
-def _named(want: Atom) -> str:
-    if want.literal is not None:
-        return str(want.literal)
-    if want.version is None and not want.slot:
-        return want.key
-    raise Invalid(f"{want} names no single version, and no Portage tree is at hand here")
-
-
-def _spec(package: str) -> JobSpec:
-    return JobSpec(
-        package, Installed("emerge"), arguments=(package,), kind=JobKind.PACKAGE,
-        labels={"package": _key(package)},
-    )  # fmt: skip
-
-
-def _key(package: str) -> str:
-    """Its name without the version, where it has one."""
-    try:
-        return split(package).key
-    except Invalid:
-        return package
 
 
 async def control(
@@ -330,9 +294,10 @@ async def list_builders(cluster: Cluster) -> list[Standing]:
     require_builds(cluster)
     views = await cluster.read(ListBuilders())
     signs: dict[NodeId, BuilderSign] = {}
+    # Only a leader hears the builders: without one there is the list, and no sign of life.
     with suppress(Unavailable):
         signs = {sign.node_id: sign for sign in await cluster.ask(LEADER, ListSigns())}
-    names = {held.package: _key(held.package) for view in views for held in view.held}
+    names = {held.package: key_of(held.package) for view in views for held in view.held}
     times = await cluster.read(BuildTimes(tuple(dict.fromkeys(names.values())))) if names else {}
     now = cluster.now_ms()
     return [

@@ -150,7 +150,8 @@ def _list(voters: Sequence[Voter]) -> str:
     return ", ".join(f"{v.name} ({v.address})" if v.address else v.name for v in voters)
 
 
-async def examine(cluster: Cluster, data_dir: Path) -> Examination:
+async def examine(cluster: Cluster, data_dir: Path, builds_not: str | None = None) -> Examination:
+    """`builds_not`: why this node, which is to build packages, does not."""
     with local_reads():
         nodes: list[Node] = await cluster.read(ListNodes((NodeKind.MEMBER,)))
     by_id = {node.id: node for node in nodes}
@@ -168,6 +169,7 @@ async def examine(cluster: Cluster, data_dir: Path) -> Examination:
         *certificate(_certificate_ends(cluster), cluster.clock_ms()),
         *await trio.to_thread.run_sync(disk, data_dir),
         *await _keys(cluster),
+        *builder(builds_not),
     ]
     return examined(cluster.node.name, cluster.cluster_id, True, findings)
 
@@ -419,6 +421,22 @@ def disk(data_dir: Path) -> list[Finding]:
     if usage.free < DISK_FREE_LOW:
         return [Finding(WARNING, said, todo)]
     return []
+
+
+def builder(trouble: str | None) -> list[Finding]:
+    """Of a node that is to build packages."""
+    if trouble is None:
+        return []
+    return [
+        Finding(
+            WRONG,
+            f"this node is to build packages (builder.command), and cannot: {trouble}",
+            (
+                "have this host's Portage work, or say where it is: builder.command, builder.env",
+                "if this node is to build nothing, take builder.command out of its configuration",
+            ),
+        )
+    ]
 
 
 async def _keys(cluster: Cluster) -> list[Finding]:

@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import msgspec
-
 from swarmd.cluster.handle import Cluster
-from swarmd.domain.jobs import Job, JobStatus
+from swarmd.domain.jobs import Job, JobFilter, JobKind, JobStatus
 from swarmd.domain.nodes import Node, Usage, obstacles, shortages
 from swarmd.ops import jobs
-from swarmd.state.queries import AheadOf, FindJobs, ListNodes, UsageOf
-
-
-class NodeVerdict(msgspec.Struct, frozen=True):
-    node: str
-    can_run: bool
-    reasons: tuple[str, ...]
-
-
-class Explanation(msgspec.Struct, frozen=True):
-    job_id: str
-    status: JobStatus
-    summary: str
-    waits_for: tuple[str, ...]
-    nodes: tuple[NodeVerdict, ...]
+from swarmd.ops.explain_packages import explain_package
+from swarmd.ops.explained import Explanation as Explanation
+from swarmd.ops.explained import NodeVerdict as NodeVerdict
+from swarmd.state.queries import AheadOf, FindJobs, ListJobs, ListNodes, UsageOf
 
 
 async def explain(cluster: Cluster, job_id: str) -> Explanation:
-    """NotFound: no such job."""
-    job = await jobs.find(cluster, job_id)
+    """Of a package its name will do: the newest that is called so. NotFound: no such job."""
+    job = await _find(cluster, job_id)
+    if job.spec.kind is JobKind.PACKAGE:
+        return await explain_package(cluster, job)
     if job.status is not JobStatus.PENDING:
         names = {node.id: node.name for node in await cluster.read(ListNodes())}
         where = names.get(job.node_id, job.node_id) if job.node_id else None
@@ -40,6 +29,14 @@ async def explain(cluster: Cluster, job_id: str) -> Explanation:
     return Explanation(
         job.id, job.status, _summary(job, waits_for, verdicts, ahead), waits_for, tuple(verdicts)
     )
+
+
+async def _find(cluster: Cluster, job_id: str) -> Job:
+    if "/" in job_id:
+        wanted = JobFilter(JobKind.PACKAGE, type=job_id, limit=1)
+        if found := await cluster.read(ListJobs(wanted)):
+            return await jobs.find(cluster, found[0].id)
+    return await jobs.find(cluster, job_id)
 
 
 def _standing(job: Job, node: str | None) -> str:

@@ -15,8 +15,8 @@ from swarmd.domain.errors import Conflict, SwarmError, Unavailable, instead
 from swarmd.domain.payloads import PayloadSort
 from swarmd.state.payload_commands import HoldPayload, ReleasePayload
 
-HOLD_S = 30.0
-AGAIN_S = 8.0
+HOLD_S = 15.0
+AGAIN_S = 4.0
 PAUSE_S = 0.5
 RELEASE_S_MAX = 5.0
 
@@ -24,10 +24,10 @@ RELEASE_S_MAX = 5.0
 @asynccontextmanager
 async def held(
     cluster: Cluster, actor: Actor, sort: PayloadSort, node_id: str
-) -> AsyncIterator[None]:
+) -> AsyncIterator[str]:
     """Nobody else deploys this sort to this builder while the body runs; with "", to none. It is
-    cancelled where that cannot be kept up, which comes out as Conflict or Unavailable. Conflict:
-    somebody else does."""
+    cancelled where that cannot be kept up, which comes out as Conflict or Unavailable. Gives the
+    one by whom it is held. Conflict: somebody else does."""
     hold = HoldPayload(sort, node_id, cluster.new_id(), int(HOLD_S * 1000))
     lost: list[SwarmError] = []
     asked = trio.current_time()
@@ -42,7 +42,7 @@ async def held(
                     body.cancel()
 
                 nursery.start_soon(keep)
-                yield
+                yield hold.holder
                 body.cancel()
     finally:
         with trio.move_on_after(RELEASE_S_MAX, shield=True), suppress(SwarmError):
@@ -68,6 +68,6 @@ async def _keep(cluster: Cluster, actor: Actor, hold: HoldPayload, held_until: f
                     await trio.sleep(PAUSE_S)
         if late.cancelled_caught:
             return Unavailable(
-                "the swarm was not heard of in time, and another may deploy by now: it stopped"
+                "the swarm was not heard of in time, and another node may be at it by now"
             )
         held_until = asked + HOLD_S

@@ -61,6 +61,11 @@ class Reach:
         """By port: there are as many as the configuration names."""
         self._asked: dict[SshTarget, NodeId] = {}
 
+    @property
+    def able(self) -> bool:
+        """Whether this node has a key at all."""
+        return self._hosts.key_file is not None
+
     async def target(self, view: BuilderView) -> SshTarget:
         """Unavailable: this node has no way to it."""
         hosts, node = self._hosts, view.node

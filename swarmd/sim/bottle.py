@@ -34,7 +34,7 @@ from swarmd.ops import trust as trust_ops
 from swarmd.sim.disk import SimStore
 from swarmd.sim.log import SimLog
 from swarmd.sim.network import NOTICED_S
-from swarmd.sim.node import NOBODY, Machine, Removed, open_cluster, serve
+from swarmd.sim.node import NOBODY, Bench, Machine, Removed, open_cluster, serve
 from swarmd.sim.workers import SLOTS, Runs
 from swarmd.sim.world import Host, World, end_with
 from swarmd.state.commands import VERSION, T
@@ -76,6 +76,8 @@ class Bottle(World):
         self.capacities: dict[str, Capacity] = {}
         self.labels: dict[str, dict[str, str]] = {}
         """Of hosts that differ from the others."""
+        self.benches: dict[str, Bench] = {}
+        """Of hosts that build packages."""
 
     # Hosts
 

@@ -225,7 +225,7 @@ class SimStore:
             place = read_place(conn)
             check_known(in_force_in(conn), self._version)
             conn.close()
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, ValueError, TypeError) as error:
             raise Unavailable(f"the copy is damaged: {error}") from error
         size, digest = hash_file(path)
         return SnapshotFile(path, place, size, digest)

@@ -148,9 +148,8 @@ class Blows(Stage):
             for name in names:
                 nursery.start_soon(self.start, name)
 
-    async def start(self, name: str, *, anew: bool = False) -> None:
-        if name not in self._gone:
-            await super().start(name, anew=anew)
+    async def start(self, name: str, *, anew: bool = False) -> bool:
+        return name not in self._gone and await super().start(name, anew=anew)
 
 
 def draw_faults(how: str, seed: int, names: Sequence[str], seconds: float) -> list[Fault]:

@@ -1,7 +1,7 @@
 """Exported: what a copy of a swarm's state says of its nodes and its work, for a swarm like it.
 
 The copy is only read, and nothing secret in it is looked at: no environment, no arguments, no
-results, no settings but the version in force.
+results, no settings but the version in force, and whether packages are paused.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from swarmd.domain.jobs import (
     NodeId,
 )
 from swarmd.domain.nodes import AdminState, Node, NodeKind, TaintEffect
+from swarmd.sim.exported_builds import ExportedBuilds, read_builds
 from swarmd.sim.topology import PlannedNode, Topology, check_count, check_names
 from swarmd.state.machine import read_meta, read_place
 from swarmd.state.rows import EXECUTOR, FROM, JOB, job_of
@@ -70,6 +71,7 @@ class Exported:
     """Of completed jobs, by type, the latest first."""
     left_out: dict[str, int] = field(default_factory=dict)
     index: int = 0
+    builds: ExportedBuilds = field(default_factory=ExportedBuilds)
 
 
 def read_exported(path: Path) -> Exported:
@@ -86,12 +88,14 @@ def read_exported(path: Path) -> Exported:
         voters, learners = (voting.voters, voting.learners) if voting else ((), ())
         by_raft_id = {raft_id_of(node.id): node.name for node in nodes}
         names = {node.id: node.name for node in nodes}
-        jobs = _open_jobs(conn, int(read_meta(conn, "last_at", 0)), names, left_out)
+        last_at = int(read_meta(conn, "last_at", 0))
+        jobs = _open_jobs(conn, last_at, names, left_out)
+        builds = read_builds(conn, last_at, left_out)
         return Exported(
             Topology(tuple(map(_planned, nodes))),
             tuple(by_raft_id[i] for i in voters if i in by_raft_id),
             tuple(by_raft_id[i] for i in (*voters, *learners) if i in by_raft_id),
-            jobs, _lengths(conn), dict(left_out), place.index,
+            jobs, _lengths(conn), dict(left_out), place.index, builds,
         )  # fmt: skip
 
 
@@ -145,7 +149,7 @@ def _members(conn: sqlite3.Connection, path: Path, left_out: Counter[str]) -> li
     rows = conn.execute("SELECT body, kind FROM nodes ORDER BY name").fetchall()
     nodes = [decode_node(body) for body, kind in rows if kind == NodeKind.MEMBER.value]
     for _, kind in rows:
-        if kind != NodeKind.MEMBER.value:
+        if kind not in (NodeKind.MEMBER.value, NodeKind.DRONE.value):
             left_out[f"nodes of kind {kind}"] += 1
     if not nodes:
         raise Invalid(f"{path} knows no member of a swarm: there is nobody to simulate")
@@ -169,12 +173,13 @@ def _open_jobs(
     conn: sqlite3.Connection, last_at: int, names: Mapping[NodeId, str], left_out: Counter[str]
 ) -> tuple[OpenJob, ...]:
     """In the order in which they came, without those that nothing here can run."""
-    pending = JobStatus.PENDING.value
-    total = conn.execute("SELECT count(*) FROM jobs WHERE ended_at IS NULL").fetchone()[0]
+    pending, package = JobStatus.PENDING.value, JobKind.PACKAGE.value
+    open_ = "j.ended_at IS NULL AND j.kind IS NOT ?"
+    total = conn.execute(f"SELECT count(*) FROM jobs j WHERE {open_}", (package,)).fetchone()[0]
     rows = conn.execute(
-        f"SELECT {JOB}{FROM}WHERE j.ended_at IS NULL ORDER BY j.status = ?, j.priority DESC, j.seq"
-        " LIMIT ?", (pending, JOBS_MAX),
-    ).fetchall()  # fmt: skip
+        f"SELECT {JOB}{FROM}WHERE {open_} ORDER BY j.status = ?, j.priority DESC, j.seq LIMIT ?",
+        (package, pending, JOBS_MAX),
+    ).fetchall()
     if total > len(rows):
         left_out[f"jobs beyond the first {JOBS_MAX}"] += total - len(rows)
     kept: dict[JobId, OpenJob] = {}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from functools import partial
 
 import trio
@@ -229,43 +230,33 @@ async def _drift(stage: Stage, fault: Fault) -> bool:
 
 
 async def _slow_disk(stage: Stage, fault: Fault) -> bool:
-    victim = stage.victim(fault)
-    if victim is None:
-        return False
-    disk = stage.world.hosts[victim].disk
-    async with stage.altered(disk, "sync_s", (0.0, fault.how["sync_s"])):
-        await trio.sleep(fault.for_s)
-    return True
+    return await _with_disk(stage, fault, sync_s=(0.0, fault.how["sync_s"]))
 
 
 async def _full_log(stage: Stage, fault: Fault) -> bool:
     """One write waits for the disk, and the next is refused."""
-    victim = stage.victim(fault)
-    if victim is None:
-        return False
-    disk = stage.world.hosts[victim].disk
-    async with stage.altered(disk, "sync_s", (0.05, 0.1)), stage.altered(disk, "writes_max", 1):
-        await trio.sleep(fault.for_s)
-    return True
+    return await _with_disk(stage, fault, sync_s=(0.05, 0.1), writes_max=1)
 
 
 async def _slow_state(stage: Stage, fault: Fault) -> bool:
     """What is agreed on comes late to the state."""
-    victim = stage.victim(fault)
-    if victim is None:
-        return False
-    disk = stage.world.hosts[victim].disk
-    async with stage.altered(disk, "apply_s", (0.0, fault.how["apply_s"])):
-        await trio.sleep(fault.for_s)
-    return True
+    return await _with_disk(stage, fault, apply_s=(0.0, fault.how["apply_s"]))
 
 
 async def _full_disk(stage: Stage, fault: Fault) -> bool:
     """No room for the log: the process ends, and is started again, until there is."""
+    return await _with_disk(stage, fault, full=True)
+
+
+async def _with_disk(stage: Stage, fault: Fault, **altered: object) -> bool:
+    """The victim's disk is so for a while."""
     victim = stage.victim(fault)
     if victim is None:
         return False
-    async with stage.altered(stage.world.hosts[victim].disk, "full", True):
+    disk = stage.world.hosts[victim].disk
+    async with AsyncExitStack() as all_of_them:
+        for name, value in altered.items():
+            await all_of_them.enter_async_context(stage.altered(disk, name, value))
         await trio.sleep(fault.for_s)
     return True
 
@@ -350,7 +341,9 @@ async def _remove_while_away(stage: Stage, fault: Fault) -> bool:
         host = bottle.machine(victim)
         await bottle.crash(victim, power=fault.how["power"] > 0.5)
         if not await _unless_refused(lambda: bottle.remove(victim, by=str(by), force=True)):
-            await stage.start(victim, anew=True)
+            if await stage.start(victim, anew=True):
+                stage.wipe(victim)  # what was refused may be done all the same
+                await stage.start(victim, anew=True)
             return False
         await trio.sleep(fault.for_s)
         await stage.start(victim, anew=True)

@@ -12,10 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from swarmd.cluster.snapshots import decode_conf
+from swarmd.domain.builds import BLOCKED
 from swarmd.domain.events import (
     AttemptStopped,
     Event,
     JobAssigned,
+    JobBlocked,
     JobEnded,
     JobReady,
     JobRequeued,
@@ -41,6 +43,8 @@ class Standing:
 
     status: JobStatus = JobStatus.PENDING
     ready: bool = False
+    blocked: bool = False
+    """A package that only sweepers get."""
     attempt_id: int | None = None
     """Which holds it; or held it last, where none does."""
     node_id: str = ""
@@ -81,7 +85,7 @@ class Ledger:
                 job = self._job(body.job_id)
                 if job.status is not JobStatus.PENDING or job.ready:
                     raise Broken(f"{body.job_id} is made ready, and is {_said(job)}")
-                job.ready = True
+                job.ready, job.blocked = True, False
             case JobAssigned():
                 self._assign(body)
             case JobStarted():
@@ -95,6 +99,8 @@ class Ledger:
                 self._give_back(body.job_id, body.attempt_id, ready=True)
             case JobRetrying():
                 self._give_back(body.job_id, body.attempt_id, ready=False)
+            case JobBlocked():
+                self._block(body)
             case JobEnded():
                 self._end(event.index, body)
             case _:
@@ -115,12 +121,12 @@ class Ledger:
 
     def _assign(self, body: JobAssigned) -> None:
         job = self._job(body.job_id)
-        if job.status is not JobStatus.PENDING or not job.ready:
+        if job.status is not JobStatus.PENDING or not (job.ready or job.blocked):
             raise Broken(f"{body.job_id} is given to {body.node_id}, and is {_said(job)}")
         if body.attempt_id <= self._last_attempt:
             raise Broken(f"attempt {body.attempt_id} comes after {self._last_attempt}")
         self._last_attempt = body.attempt_id
-        job.status, job.ready = JobStatus.ASSIGNED, False
+        job.status, job.ready, job.blocked = JobStatus.ASSIGNED, False, False
         job.attempt_id, job.node_id = body.attempt_id, body.node_id
         devices = self.devices_of(body.attempt_id)
         for device in devices:
@@ -141,6 +147,14 @@ class Ledger:
         job = self._held_by(job_id, attempt_id, "is given back")
         job.status, job.ready = JobStatus.PENDING, ready
         self._let_go(job)
+
+    def _block(self, body: JobBlocked) -> None:
+        if body.attempt_id is not None:
+            self._give_back(body.job_id, body.attempt_id, ready=False)
+        job = self._job(body.job_id)
+        if job.status is not JobStatus.PENDING:
+            raise Broken(f"{body.job_id} is blocked, and is {_said(job)}")
+        job.ready, job.blocked = False, body.why == BLOCKED
 
     def _end(self, index: int, body: JobEnded) -> None:
         job = self._job(body.job_id)

@@ -13,7 +13,7 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 from uuid import UUID
 
 import trio
@@ -23,6 +23,8 @@ from mesh.identity.tokens import parse_token
 from mesh.raft import HardState
 from swarmd import belonging
 from swarmd.agent import rejoining
+from swarmd.agent.attempts import Attempts
+from swarmd.agent.building import Builds
 from swarmd.agent.rejoining import Rejoin
 from swarmd.cluster import identity as identities
 from swarmd.cluster.asks import EndWork
@@ -31,10 +33,11 @@ from swarmd.cluster.neighbours import GossipSettings, Neighbours
 from swarmd.cluster.noticing import notice_refusals
 from swarmd.cluster.opening import SEEDS, ServedByOthers, open_replica
 from swarmd.cluster.patience import patiently
-from swarmd.cluster.remote import Remote, open_remote, remembered
+from swarmd.cluster.remote import Remote, open_remote
 from swarmd.cluster.replica import Replica
 from swarmd.cluster.snapshots import decode_conf
 from swarmd.cluster.trust import Trust
+from swarmd.cluster.whereabouts import remembered
 from swarmd.control.leadership import lead_when_elected
 from swarmd.domain.errors import Unavailable
 from swarmd.domain.jobs import NodeId
@@ -55,6 +58,13 @@ if TYPE_CHECKING:
 MESH_PORT = 8473
 END_JOBS_S_MAX = 60.0
 NOBODY = NodeId("")
+
+
+class Bench(Builds, Protocol):
+    """Of a node that builds packages."""
+
+    async def inhabit(self, cluster: Hosted, attempts: Attempts) -> None:
+        """For as long as a daemon lives."""
 
 
 class Removed(Unavailable):
@@ -180,12 +190,15 @@ async def serve(
     around.start_soon(_notice_removal, host, cluster)
     around.start_soon(_agree_on_admin_key, cluster)
     answer_pings(cluster)
+    bench = world.benches.get(host.name)
     if host.runner is None:
-        slots = cluster.node.capacity.slots
+        slots = max(cluster.node.capacity.slots, bench is not None)
         host.runner = SimRunner(host.name, world.runs, slots, host.clock)
         world.background(host.runner.live)
-    async with open_agent(cluster, host.runner, host.place) as attempts:
+    async with open_agent(cluster, host.runner, host.place, bench) as attempts:
         cluster.answers(EndWork, attempts.end_work)
+        if bench is not None:
+            around.start_soon(bench.inhabit, cluster, attempts)
         host.cluster = cluster
         host.replica = cluster if isinstance(cluster, Replica) else None
         begun()

@@ -10,8 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from swarmd.domain.jobs import JobStatus
+from swarmd.domain.builds import BLOCKED
+from swarmd.domain.jobs import JobKind, JobStatus
+from swarmd.sim.building import Yard
 from swarmd.sim.estate import Estate
+from swarmd.sim.packages import DELEGATED, NEEDED, RECEIVED, Package
 from swarmd.sim.story import NAMES_SHOWN, Moment, Story
 from swarmd.sim.topology import listed
 from swarmd.sim.waiting import Waiting
@@ -22,6 +25,9 @@ LINES_MAX = 100
 """Of the timeline, for a person; the document has more."""
 LABEL = "simulated"
 MARKED = frozenset({"gone", "back", "leader", "writes"})
+RETURNS_MAX = 500
+"""Packages that went back, in the document; a person is shown fewer."""
+RETURNS_SHOWN = 10
 """Moments that are shown first where there are too many."""
 
 
@@ -32,6 +38,7 @@ class Seen:
     story: Story
     work: Work
     estate: Estate
+    yard: Yard | None = None
     began: bool = False
     """All had met."""
     met_s: float = 0.0
@@ -51,17 +58,17 @@ def summarize(seen: Seen) -> dict[str, Any]:
     up = [name for name in voting if name in estate.up()]
     needed = len(voting) // 2 + 1
     leading = story.leading
-    runs = [ran.how for ran in estate.runs.history]
+    runs = [ran.how for ran in story.runs()]
     completed = [job.completions for job in story.tally.jobs.values()]
     return {
         "jobs": {
-            "submitted": len(story.tally.jobs),
+            "submitted": len(story.tally.jobs) - len(story.tally.packages.packages),
             "completed": stands[JobStatus.COMPLETED],
             "failed": stands[JobStatus.FAILED],
             "cancelled": stands[JobStatus.CANCELLED],
             "running": stands[JobStatus.ASSIGNED] + stands[JobStatus.RUNNING],
             "waiting": stands[JobStatus.PENDING],
-            "run_again": story.tally.counts["JobRequeued"],
+            "run_again": story.tally.run_again,
             "completed_twice": sum(count > 1 for count in completed),
             "run_twice_at_once": story.at_once(),
             "given_up_by_clients": work.given_up + work.turned_away,
@@ -100,8 +107,58 @@ def summarize(seen: Seen) -> dict[str, Any]:
             "there": len(there),
             "gone": estate.in_order(estate.hosts.keys() - {*there}),
         },
+        "packages": None if seen.yard is None else _packages(seen, seen.yard),
         **told_waiting(None, stands[JobStatus.PENDING]),
     }
+
+
+def _packages(seen: Seen, yard: Yard) -> dict[str, Any]:
+    book, began = seen.story.tally.packages, seen.story.began or 0.0
+    stands = book.stands
+    built = [package.built_at for package in book.packages.values() if package.built_at is not None]
+    built = [at for at in built if at >= began]
+    returned = [package for package in book.packages.values() if package.returns]
+    there = yard.there()
+    return {
+        "queued": len(book.packages),
+        "brought_otherwise": yard.not_brought,
+        "received": stands[RECEIVED],
+        "delegated": stands[DELEGATED],
+        "needed": stands[NEEDED],
+        "blocked": stands[BLOCKED],
+        "built": len(built),
+        "last_built_at_s": _round(max(built) - began) if built else None,
+        "failed_builds": book.failed_builds,
+        "went_back": [_went_back(each, began) for each in returned[:RETURNS_MAX]],
+        "went_back_left_out": max(0, len(returned) - RETURNS_MAX),
+        "sessions": [
+            {
+                "id": group.id,
+                "name": group.labels.get("name", group.id),
+                **book.session(group.id),
+            }
+            for group in yard.known.sessions
+        ],
+        "builders_there": there,
+        "builders_gone": [name for name in yard.builders if name not in there],
+    }
+
+
+def _went_back(package: Package, began: float) -> dict[str, Any]:
+    """Whenever it did, and what became of it."""
+    return {
+        "package": package.name,
+        "times": [
+            {
+                "at_s": _round(each.at - began), "builder": each.holder, "begun": each.begun,
+                "reason": each.reason,
+            }
+            for each in package.returns
+        ],
+        "stands": package.stands,
+        "builder": package.holder if package.stands in (DELEGATED, RECEIVED) else None,
+        "built_at_s": None if package.built_at is None else _round(package.built_at - began),
+    }  # fmt: skip
 
 
 def told_waiting(waiting: list[Waiting] | None, more: int) -> dict[str, Any]:
@@ -215,7 +272,44 @@ def _summary(summary: dict[str, Any]) -> Iterator[str]:
     )
     gone = f", gone: {listed(nodes['gone'], NAMES_SHOWN)}" if nodes["gone"] else ""
     yield f"nodes    {nodes['there']} there{gone}"
+    if summary["packages"] is not None:
+        yield from _of_packages(summary["packages"])
     yield from _waiting(summary)
+
+
+def _of_packages(packages: dict[str, Any]) -> Iterator[str]:
+    last = packages["last_built_at_s"]
+    yield (
+        f"packages {packages['queued']} to be built: {packages['received']} received,"
+        f" {packages['delegated']} with builders, {packages['needed']} needed,"
+        f" {packages['blocked']} blocked" + (f"; the last at {clock(last).strip()}" if last else "")
+    )
+    if otherwise := packages["brought_otherwise"]:
+        words = "did not begin as the copy has them: without who failed or had them"
+        yield f"{'':9}- {otherwise} {words}"
+    builders, gone = packages["builders_there"], packages["builders_gone"]
+    words = f", gone: {listed(gone, NAMES_SHOWN)}" if gone else ""
+    yield f"builders {len(builders)} there{words}"
+    went_back = packages["went_back"]
+    for each in went_back[:RETURNS_SHOWN]:
+        last_time = each["times"][-1]
+        since = f"went back at {clock(last_time['at_s']).strip()}, from {last_time['builder']}"
+        if each["built_at_s"] is not None:
+            became = f"built by {each['builder']} at {clock(each['built_at_s']).strip()}"
+        elif each["builder"] is not None:
+            became = f"with {each['builder']}"
+        else:
+            became = f"{each['stands']} at the end"
+        yield f"{'':9}- {each['package']} {since}; {became}"
+    if more := len(went_back) - RETURNS_SHOWN + packages["went_back_left_out"]:
+        if more > 0:
+            yield f"{'':9}- {more} more went back"
+    for each in packages["sessions"][:RETURNS_SHOWN]:
+        done = "completed" if each["completed"] else f"{each['open']} packages to go"
+        yield (
+            f"session  {each['name']}: {each['received']} of {each['queued']} received,"
+            f" {each['blocked']} blocked; {done}"
+        )
 
 
 def _waiting(summary: dict[str, Any]) -> Iterator[str]:
@@ -225,13 +319,18 @@ def _waiting(summary: dict[str, Any]) -> Iterator[str]:
     if summary["waiting"] and not summary["leader"]["at_the_end"]:
         yield "waiting  nobody leads: nothing is placed until somebody does"
     for each in summary["waiting"]:
-        jobs = f"{each['count']} job{'s' * (each['count'] != 1)} of type {each['type']}"
-        able = "wait" if each["placeable"] else "CANNOT be placed any more"
+        package = each["type"] == JobKind.PACKAGE.value
+        jobs = f"{each['count']} {'package' if package else 'job'}{'s' * (each['count'] != 1)}"
+        jobs += "" if package else f" of type {each['type']}"
+        can = "be built" if package else "be placed"
+        waits = "waits" if each["count"] == 1 else "wait"
+        able = waits if each["placeable"] else f"CANNOT {can} any more"
         yield f"waiting  {jobs} {able}, such as {each['example']}: {each['summary']}"
         for reason in each["reasons"]:
             yield f"{'':9}- {reason}"
         if each["gone"]:
-            yield f"{'':9}- could run on {listed(each['gone'], NAMES_SHOWN)}, not there"
+            could = "could be built by" if package else "could run on"
+            yield f"{'':9}- {could} {listed(each['gone'], NAMES_SHOWN)}, not there"
     if summary["waiting_not_looked_at"]:
         yield f"waiting  {summary['waiting_not_looked_at']} more, not looked at one by one"
 

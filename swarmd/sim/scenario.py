@@ -19,6 +19,7 @@ import trio
 from swarmd import __version__
 from swarmd.cluster.opening import OpeningSettings
 from swarmd.domain.errors import Invalid
+from swarmd.sim.building import Yard
 from swarmd.sim.estate import Blows, Estate
 from swarmd.sim.exported import Exported
 from swarmd.sim.faults import Fault
@@ -59,6 +60,7 @@ class Scenario:
     usual_s: float = 30.0
     """How long jobs run of which nothing else is known."""
     kill: tuple[str, ...] = ()
+    """Nodes and builders."""
     kill_at_s: float = 0.0
     back_after_s: float | None = None
     faults: str = "none"
@@ -108,6 +110,7 @@ class Scenario:
                 f"lengths  from their history for {len(known)} of {len(types)} types of job, else"
                 f" about {self.usual_s:g} s"
             )
+            told += found.builds.notes(self.usual_s)
             told += [f"left out {count} {what}" for what, count in sorted(found.left_out.items())]
         return told
 
@@ -118,6 +121,7 @@ class Scenario:
             "seed": self.seed,
             "seconds": self.seconds,
             "nodes": len(self.topology.nodes),
+            "builders": [] if self.exported is None else self.exported.builds.names(),
             "slots": sum(node.capacity.slots for node in self.topology.nodes),
             "notes": self.notes(),
             "kill": list(self.kill),
@@ -220,7 +224,8 @@ class Run:
     async def _ask_why(self, estate: Estate, seen: Seen) -> None:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + LAST_WORDS_S) as scope:
             estate.background(partial(_end_with_the_world, scope))
-            waiting, more = await look(estate, seen.story)
+            builders = () if seen.yard is None else seen.yard.there()
+            waiting, more = await look(estate, seen.story, builders)
             assert seen.summary is not None
             seen.summary |= told_waiting(waiting, more)
 
@@ -231,7 +236,13 @@ class Run:
             lasted_s = pause.until - pause.since
             story.tell("writes", f"a write is taken again, after {lasted_s:.1f} s")
 
-        return Seen(story, Work(estate, self.scenario.seed, paused), estate)
+        scenario, yard = self.scenario, None
+        if scenario.exported is not None and scenario.exported.builds:
+            yard = Yard(
+                estate, scenario.exported.builds, scenario.seed, scenario.usual_s,
+                story.tally.packages,
+            )  # fmt: skip
+        return Seen(story, Work(estate, scenario.seed, paused), estate, yard)
 
     def _conclude(self, seen: Seen) -> None:
         if seen.began:
@@ -249,7 +260,11 @@ class Run:
         await estate.arrive(scenario.topology, first, self._came)
         if exported is not None:
             await work.bring(exported, scenario.usual_s)
+        if seen.yard is not None:
+            await seen.yard.bring()
         async with trio.open_nursery() as nursery:
+            if seen.yard is not None:
+                nursery.start_soon(seen.yard.live)
             for load in scenario.load:
                 nursery.start_soon(work.come, load)
             await trio.sleep(SETTLE_S)
@@ -257,24 +272,33 @@ class Run:
             story.begin()
             nursery.start_soon(story.watch, scenario.seconds)
             nursery.start_soon(work.try_writes)
-            nursery.start_soon(self._befall, estate, story)
+            nursery.start_soon(self._befall, seen)
             nursery.start_soon(self._tell_progress, story)
             await trio.sleep(scenario.seconds)
             nursery.cancel_scope.cancel()
 
-    async def _befall(self, estate: Estate, story: Story) -> None:
-        blows, scenario = Blows(estate, story.tell_fault), self.scenario
+    async def _befall(self, seen: Seen) -> None:
+        story, yard, scenario = seen.story, seen.yard, self.scenario
+        blows = Blows(seen.estate, story.tell_fault)
+        builders = () if yard is None else yard.named(scenario.kill)
+        nodes = tuple(name for name in scenario.kill if name not in builders)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(blows.befall, scenario.schedule)
             if not scenario.kill:
                 return
             await trio.sleep(scenario.kill_at_s)
-            story.tell("gone", _lost(scenario.kill, story), scenario.kill)
-            await blows.take(scenario.kill)
+            story.tell("gone", _lost(scenario.kill, story, yard), scenario.kill)
+            if yard is not None:
+                yard.take(builders)
+            await blows.take(nodes)
             if scenario.back_after_s is not None:
                 await trio.sleep(scenario.back_after_s)
-                story.tell("back", f"{listed(scenario.kill)} have power again", scenario.kill)
-                await blows.give_back(scenario.kill)
+                have = "has" if len(scenario.kill) == 1 else "have"
+                words = f"{listed(scenario.kill)} {have} power again"
+                story.tell("back", words, scenario.kill)
+                if yard is not None:
+                    yard.give_back(builders)
+                await blows.give_back(nodes)
 
     def _came(self, count: int) -> None:
         self._progress.met = count
@@ -295,10 +319,12 @@ async def _end_with_the_world(scope: trio.CancelScope) -> None:
         scope.cancel()
 
 
-def _lost(names: tuple[str, ...], story: Story) -> str:
+def _lost(names: tuple[str, ...], story: Story, yard: Yard | None) -> str:
     voters = () if story.view is None else story.named(story.view.voters)
     roles = [f"{story.leading.name} leads"] if story.leading.name in names else []
     if voting := [name for name in voters if name in names]:
         roles.append(f"{listed(voting)} {'votes' if len(voting) == 1 else 'vote'}")
+    if yard is not None:
+        roles += [f"{name} builds {task}" for name, task in yard.tasks(names)]
     about = f" ({'; '.join(roles)})" if roles else ""
     return f"{listed(names)} {'loses' if len(names) == 1 else 'lose'} power{about}"

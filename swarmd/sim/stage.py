@@ -11,6 +11,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 import trio
 
 from mesh.wal_errors import DiskFull
+from swarmd.cluster.trust import REMOVED
 from swarmd.domain.errors import SwarmError, leaves
 from swarmd.sim.bottle import RESTART_S, Bottle
 from swarmd.sim.faults import FOR_S_MAX, LEADER, Fault, Kind
@@ -49,7 +50,8 @@ class Stage:
                 nursery.start_soon(self._strike, fault)
         for name in list(self.world.hosts):
             while self.world.hosts[name].scope is None:
-                await self.start(name)
+                if await self.start(name):
+                    self.wipe(name)
 
     async def _strike(self, fault: Fault) -> None:
         self.struck[fault.kind] += await self._kinds[fault.kind].strike(self, fault)
@@ -102,14 +104,15 @@ class Stage:
 
     # What the kinds are made of
 
-    async def start(self, name: str, *, anew: bool = False) -> None:
+    async def start(self, name: str, *, anew: bool = False) -> bool:
         """Comes back when it is up, or was struck down again on its way: then who did that brings
-        it up, or the end of it all. One that was removed stays down, as its unit has it."""
+        it up, or the end of it all. One that was removed stays down, as its unit has it: whether
+        that is so."""
         host = self.world.hosts.get(name)
         if name in self._starting or (host is not None and host.scope is not None):
-            return
+            return False
         if name == self._anew and not anew:
-            return
+            return False
         self._starting.add(name)
         try:
             while True:
@@ -118,13 +121,15 @@ class Stage:
                 except (DiskFull, SwarmError, ExceptionGroup) as ended:
                     if not (refused := _refusals_in(ended)):
                         raise
-                    if any(isinstance(each, Removed) for each in _found_in(ended)):
-                        return
+                    if REMOVED in refused or any(
+                        isinstance(each, Removed) for each in _found_in(ended)
+                    ):
+                        return True
                     self._refusals[name] = refused
                     await trio.sleep(RESTART_S)
                 else:
                     self._refusals.pop(name, None)
-                    return
+                    return False
         except RuntimeError as error:
             # Trio's words for: the process ended before it was up, or the one that was asked did.
             if not any(words in str(error) for words in ("task_status.started", "is closed")):
@@ -133,6 +138,13 @@ class Stage:
             pass  # nobody led for so long that no token was made
         finally:
             self._starting.discard(name)
+        return False
+
+    def wipe(self, name: str) -> None:
+        """As an operator does with the data of a host that was removed."""
+        assert isinstance(self.world, Bottle)
+        self._refusals.pop(name, None)
+        self.world.wipe(name)
 
     def _seeds(self, name: str) -> tuple[str, ...]:
         """Whom it asks to be taken in, where it was in no swarm yet."""

@@ -8,7 +8,7 @@ the story began.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -19,7 +19,9 @@ from swarmd.domain.jobs import JobStatus
 from swarmd.sim.estate import Estate
 from swarmd.sim.faults import Fault
 from swarmd.sim.invariants import Ledger, Observer, WatchedRuns
+from swarmd.sim.packages import PackageBook
 from swarmd.sim.topology import listed
+from swarmd.sim.workers import Ran
 
 LOOK_EVERY_S = 0.1
 LOOK_AT_NODES_EVERY_S = 0.5
@@ -34,10 +36,10 @@ NAMES_SHOWN = 8
 class Moment:
     at_s: float
     kind: str
-    """fault, gone, back, leader, voters, dead, alive, jobs, writes or queue."""
+    """fault, gone, back, leader, voters, dead, alive, jobs, builds, writes or queue."""
     words: str
     names: tuple[str, ...] = ()
-    """Of nodes or jobs that it is about."""
+    """Of nodes, jobs, packages or builders that it is about."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Sample:
 
 
 class Tally(Ledger):
-    """Of all jobs, for the story; a broken rule is raised as by any Ledger."""
+    """Of all jobs, for the story, and of packages apart; a broken rule is raised as by any
+    Ledger."""
 
     def __init__(self, observer: Observer) -> None:
         super().__init__(observer.ledger.devices_of, observer.ledger.lost)
@@ -60,13 +63,16 @@ class Tally(Ledger):
         """Jobs by why, since they were last told of."""
         self.failed: list[str] = []
         self.retrying: list[str] = []
+        self.run_again = 0
+        self.packages = PackageBook()
 
     def heed(self, event: Event) -> None:
         body = event.body
         job_id = getattr(body, "job_id", None)
         before = self.jobs[job_id].status if job_id in self.jobs else None
         super().heed(event)
-        if job_id is None:
+        self.packages.heed(event)
+        if job_id is None or job_id in self.packages:
             return
         after = self.jobs[job_id].status
         if before is not None:
@@ -74,6 +80,7 @@ class Tally(Ledger):
         self.stands[after] += 1
         match body:
             case JobRequeued():
+                self.run_again += 1
                 self.put_back[body.reason].append(job_id)
             case JobEnded(status=JobStatus.FAILED):
                 self.failed.append(job_id)
@@ -124,6 +131,7 @@ class Story:
         self.tally.put_back.clear()
         self.tally.failed.clear()
         self.tally.retrying.clear()
+        self.tally.packages.begin()
 
     @property
     def now_s(self) -> float:
@@ -240,7 +248,28 @@ class Story:
         tally.put_back.clear()
         tally.failed.clear()
         tally.retrying.clear()
+        self._gather_packages(tally.packages)
         self._look_at_queue(tally.stands[JobStatus.PENDING])
+
+    def _gather_packages(self, book: PackageBook) -> None:
+        for name, what in book.changes:
+            self.tell("builds", f"{name} is {what}", (name,))
+        for (holder, reason), packages in book.returned.items():
+            go = "goes" if len(packages) == 1 else "go"
+            words = f"{_packages(packages)} of {holder} {go} back: {reason}"
+            self.tell("builds", words, (holder, *packages))
+        for reason, packages in book.blocked.items():
+            self.tell("builds", f"{_packages(packages)} blocked: {reason}", tuple(packages))
+        if book.ready:
+            words = f"{_packages(book.ready)} not blocked any more"
+            self.tell("builds", words, tuple(book.ready))
+        for package in book.built:
+            since_s = trio.current_time() - package.returns[-1].at
+            words = (
+                f"{package.name} is built by {package.holder}, {since_s:.0f} s after it went back"
+            )
+            self.tell("builds", words, (package.name, package.holder))
+        book.forget_news()
 
     def _look_at_queue(self, waiting: int) -> None:
         """Told whenever it is ten times as long, and when it is a tenth again."""
@@ -267,11 +296,16 @@ class Story:
         lasting = [] if since is None else [self.now_s - since]
         return max([*self.leading.without_s, *lasting], default=0.0)
 
+    def runs(self) -> Iterator[Ran]:
+        """Of jobs, without packages."""
+        packages = self.tally.packages
+        return (ran for ran in self.estate.runs.history if ran.token not in packages)
+
     def redone_s(self) -> float:
         """How long jobs ran in vain: to no end of their own."""
         since: dict[str, float] = {}
         lost_s = 0.0
-        for ran in self.estate.runs.history:
+        for ran in self.runs():
             if ran.how == "began":
                 since[ran.token] = ran.at
             elif ran.how != "exit":
@@ -279,7 +313,7 @@ class Story:
         return lost_s
 
     def at_once(self) -> int:
-        """Jobs that ran twice at the same time."""
+        """Jobs and packages that ran twice at the same time."""
         now: set[str] = set()
         twice: set[str] = set()
         for ran in self.estate.runs.history:
@@ -301,6 +335,10 @@ def _some(names: Sequence[str]) -> str:
 
 def _jobs(jobs: list[str]) -> str:
     return f"{len(jobs)} job{'s' * (len(jobs) != 1)} ({listed(jobs, 3)})"
+
+
+def _packages(names: list[str]) -> str:
+    return f"{len(names)} package{'s' * (len(names) != 1)} ({listed(names, 3)})"
 
 
 def _came_and_went(came: list[str], went: list[str]) -> str:

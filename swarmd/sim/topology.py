@@ -84,8 +84,11 @@ class Topology:
     links: tuple[Link, ...] = ()
     load: tuple[Load, ...] = ()
 
-    def choose(self, words: Sequence[str], of: str = "") -> tuple[str, ...]:
-        """Nodes by name, by group, or by a label as NAME=VALUE. Invalid names what there is."""
+    def choose(
+        self, words: Sequence[str], of: str = "", others: Sequence[str] = ()
+    ) -> tuple[str, ...]:
+        """Nodes by name, by group, or by a label as NAME=VALUE; or others that are not nodes, by
+        name. Invalid names what there is."""
         chosen: dict[str, None] = {}
         for word in map(str.strip, words):
             key, equals, value = word.partition("=")
@@ -93,8 +96,9 @@ class Topology:
                 node.name for node in self.nodes
                 if word in (node.name, node.group) or (equals and node.labels.get(key) == value)
             ]  # fmt: skip
+            found += [name for name in others if name == word and name not in found]
             if not found or not word:
-                names = [node.name for node in self.nodes]
+                names = [*(node.name for node in self.nodes), *others]
                 raise Invalid(
                     f"{of}{word[:80]!r} is no node, group or label=value of this swarm; there are"
                     f" {listed(names)}"

@@ -12,6 +12,7 @@ from functools import partial
 import trio
 
 from mesh.frames import plain_facts
+from mesh.wal_errors import LogError
 from mesh.wires import (
     APPLICANT_MARK,
     Aborted,
@@ -207,6 +208,9 @@ class SimWires:
         except Refused as refused:
             self._answer(call, _travelled(refused))
             return
+        except LogError as failure:
+            # A node ends where its log fails, and whoever asked hears of its end alone.
+            found = _failing(failure)
         if isinstance(found, bytes):
             self._answer(call, found)
         else:
@@ -334,3 +338,7 @@ class _Call:
 def _travelled(refused: Refused) -> Refused:
     """As it is when it comes out of real wires."""
     return Refused(refused.code, refused.message, **plain_facts(refused.facts))
+
+
+async def _failing(error: Exception) -> bytes:
+    raise error

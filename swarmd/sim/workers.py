@@ -17,6 +17,7 @@ import trio
 from swarmd.agent.attempts import Attempts, AttemptsSettings, open_attempts
 from swarmd.agent.binaries import Binaries
 from swarmd.agent.blobs import BlobStore
+from swarmd.agent.building import Builds
 from swarmd.agent.launch import Account
 from swarmd.agent.runners import Ids, Standings
 from swarmd.cluster.handle import Cluster, local_reads
@@ -296,14 +297,14 @@ class _NoShelves:
 
 @asynccontextmanager
 async def open_agent(
-    cluster: Cluster, runner: SimRunner, place: Path
+    cluster: Cluster, runner: SimRunner, place: Path, builds: Builds | None = None
 ) -> AsyncIterator[Attempts]:  # fmt: skip
     """What runs jobs on a host, but for the runner, which outlives it."""
     runner.connect()
     store = BlobStore(place / "blobs", bytes_max=1 << 20)
     binaries = Binaries(place / "binaries", store, bytes_max=1 << 20)
     attempts = Attempts(
-        cluster, runner, binaries, place / "attempts", SETTINGS, False, _NoShelves()
+        cluster, runner, binaries, place / "attempts", SETTINGS, False, _NoShelves(), builds
     )
     async with open_attempts(attempts):
         yield attempts
@@ -322,12 +323,16 @@ class Workers:
 
     @asynccontextmanager
     async def _inhabit(self, host: Host, replica: Replica) -> AsyncIterator[None]:
+        async with open_agent(replica, self.runner(host), host.place):
+            yield
+
+    def runner(self, host: Host) -> SimRunner:
+        """Of this host, whether its daemon lives or not."""
         runner = self.runners.get(host.name)
         if runner is None:
             runner = self.runners[host.name] = SimRunner(host.name, self.runs, clock=host.clock)
             self.world.background(runner.live)
-        async with open_agent(replica, runner, host.place):
-            yield
+        return runner
 
     async def kill(self, name: str) -> None:
         """The whole machine."""

@@ -89,6 +89,16 @@ class DropStaged(Command[int], frozen=True):
     term: int
 
 
+class ReplaceBinPkg(Command[None], frozen=True):
+    """The same package, signed anew, in place of the file that it was. NotFound: it is not there.
+    Conflict: it is another file by now. Invalid: it is another package."""
+
+    path: str
+    replaces: str
+    """The hash of that file."""
+    pkg: BinPkg
+
+
 class RemoveBinPkg(Command[None], frozen=True):
     """Take a binary package off the binary host. NotFound: it is not there."""
 

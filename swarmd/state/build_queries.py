@@ -13,7 +13,9 @@ from swarmd.domain.builds import ASIDE, BLOCKED, SWEEPER, Build, Builder, prefet
 from swarmd.domain.groups import Group
 from swarmd.domain.jobs import AttemptId, GroupId, JobId, JobKind, JobStatus, NodeId
 from swarmd.domain.nodes import Node
+from swarmd.domain.trees import TREE, tree_time
 from swarmd.state.query import Conn, Query
+from swarmd.state.rows import decode_spec
 from swarmd.state.rules.binhost import decode_binpkg
 from swarmd.state.rules.blocking import decode_builder
 from swarmd.state.rules.builds import find_builder, is_paused, next_for
@@ -128,6 +130,26 @@ class FindQueued(Query["dict[str, JobId]"], frozen=True):
     """Which of these packages are in the queue and have not ended, with their jobs."""
 
     packages: tuple[str, ...]
+
+
+class ListOpenBuilds(Query["tuple[str, ...]"], frozen=True):
+    """Packages that are needed or delegated; that many at most."""
+
+    limit: int
+
+
+class TreeWanted(Query[str], frozen=True):
+    """As of when the tree is that a builder needs for what it would be given, in the words of the
+    newest; "": of any time."""
+
+    node_id: str
+    cores: int
+
+
+class FailedBy(Query["tuple[NodeId, ...]"], frozen=True):
+    """Builders that failed a package since it was last tried anew: none of them gets it."""
+
+    job_id: str
 
 
 class BinHost(msgspec.Struct, frozen=True):
@@ -323,6 +345,41 @@ def _find_queued(conn: Conn, query: FindQueued) -> dict[str, JobId]:
     return found
 
 
+def _list_open(conn: Conn, query: ListOpenBuilds) -> tuple[str, ...]:
+    found: list[str] = []
+    for status in (JobStatus.PENDING, JobStatus.ASSIGNED, JobStatus.RUNNING):
+        rows = conn.execute(
+            "SELECT type FROM jobs WHERE kind = 'package' AND status = ?"
+            " AND (waits IS NULL OR waits NOT IN (?,?)) ORDER BY priority, seq LIMIT ?",
+            (status.value, BLOCKED, ASIDE, query.limit - len(found)),
+        )
+        found += (row[0] for row in rows)
+    return tuple(found)
+
+
+def _tree_wanted(conn: Conn, query: TreeWanted) -> str:
+    node = find_node(conn.execute, query.node_id)
+    if node is None:
+        return ""
+    sweeps = node.name.startswith(SWEEPER)
+    said = [
+        decode_spec(
+            conn.execute("SELECT spec FROM job_specs WHERE seq = ?", (seq,)).fetchone()[0]
+        ).labels.get(TREE, "")
+        for seq in next_for(conn.execute, node.id, sweeps, prefetch(query.cores))
+    ]
+    return max(said, key=lambda text: tree_time(text) or 0.0, default="")
+
+
+def _failed_by(conn: Conn, query: FailedBy) -> tuple[NodeId, ...]:
+    rows = conn.execute(
+        "SELECT f.node_id FROM jobs j JOIN build_failures f ON f.job_seq = j.seq WHERE j.id = ?"
+        " ORDER BY f.node_id",
+        (query.job_id,),
+    )
+    return tuple(NodeId(row[0]) for row in rows)
+
+
 def _view_binhost(conn: Conn, query: ViewBinHost) -> BinHost:
     rows = conn.execute(
         "SELECT body FROM binpkgs WHERE path > ? ORDER BY path LIMIT ?",
@@ -364,6 +421,9 @@ BUILD_QUERIES: dict[type[Any], Callable[[Conn, Any], Any]] = {
     BuildTimes: _build_times,
     ListSessions: _list_sessions,
     FindQueued: _find_queued,
+    ListOpenBuilds: _list_open,
+    TreeWanted: _tree_wanted,
+    FailedBy: _failed_by,
     ViewBinHost: _view_binhost,
     FindBinPkg: _find_binpkg,
     ListBinPkgs: _list_binpkgs,

@@ -23,7 +23,8 @@ from swarmd.domain.jobs import (
     Result,
 )
 from swarmd.domain.nodes import Node
-from swarmd.domain.payloads import Deployment, Payload
+from swarmd.domain.payloads import Deployment, Payload, Rolling
+from swarmd.domain.terminals import Terminal
 from swarmd.state.build_commands import (
     BuildEnd,
     ControlBuilds,
@@ -34,6 +35,7 @@ from swarmd.state.build_commands import (
     PutBuilder,
     ReclaimBuilds,
     RemoveBinPkg,
+    ReplaceBinPkg,
     StagePackage,
     StartBuild,
     TakeBuilds,
@@ -44,13 +46,18 @@ from swarmd.state.command import Command as Command
 from swarmd.state.command import Refusal as Refusal
 from swarmd.state.command import T as T
 from swarmd.state.payload_commands import (
+    BeginRoll,
     DropPayload,
+    EndRoll,
     ForgetHostKey,
     HoldPayload,
     NoteDeployment,
+    NoteRoll,
     PutPayload,
     ReleasePayload,
+    TakeRoll,
 )
+from swarmd.state.terminal_commands import BeginTerminal, EndTerminal
 
 
 class NewJob(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -289,6 +296,21 @@ class DropTokens(Command[int], frozen=True):
     """Let nobody join by a token that was given out. NotFound: none is good."""
 
 
+class PutDroneToken(Command[None], frozen=True):
+    """Let a builder from outside with this name speak for itself where others need the admin key,
+    by the token with this hash, in place of one it had. Invalid: no name, or no hash. Conflict:
+    too many."""
+
+    name: str
+    hash: bytes
+
+
+class DropDroneToken(Command[None], frozen=True):
+    """Let it do so no longer. NotFound: it has none."""
+
+    name: str
+
+
 class RaiseVersion(Command[int], frozen=True):
     """Let the machine do what came with a version, now that every replica can. Never lowered:
     answers the version in force. Fenced by term."""
@@ -336,16 +358,25 @@ AnyCommand = (
     | StagePackage
     | DropStaged
     | RemoveBinPkg
+    | ReplaceBinPkg
     | PutPayload
     | DropPayload
     | HoldPayload
     | ReleasePayload
     | NoteDeployment
     | ForgetHostKey
+    | BeginRoll
+    | TakeRoll
+    | NoteRoll
+    | EndRoll
+    | PutDroneToken
+    | DropDroneToken
     | BeginCare
     | EndCare
     | EaseCare
     | ResetCare
+    | BeginTerminal
+    | EndTerminal
 )
 
 
@@ -425,23 +456,32 @@ ANSWERS: dict[type[Any], Any] = {
     StagePackage: None,
     DropStaged: int,
     RemoveBinPkg: None,
+    ReplaceBinPkg: None,
     PutPayload: Payload,
     DropPayload: None,
     HoldPayload: int,
     ReleasePayload: bool,
     NoteDeployment: Deployment,
     ForgetHostKey: bool,
+    BeginRoll: Rolling,
+    TakeRoll: Rolling | None,
+    NoteRoll: None,
+    EndRoll: bool,
+    PutDroneToken: None,
+    DropDroneToken: None,
     BeginCare: Care,
     EndCare: bool,
     EaseCare: int,
     ResetCare: int,
+    BeginTerminal: Terminal,
+    EndTerminal: Terminal,
 }
 """What each command answers, for an answer that has to be read back from the state."""
 
 ONE_BY_ONE: frozenset[type[Any]] = frozenset({SubmitJobs, CancelJobs})
 """Those that answer a job or a refusal for each of their elements."""
 
-VERSION = 3
+VERSION = 4
 """The newest version of the machine that this program can apply."""
 
 _BUILDS: tuple[type[Any], ...] = (
@@ -453,6 +493,12 @@ _BUILDS: tuple[type[Any], ...] = (
 SINCE: dict[type[Any], int] = {
     **dict.fromkeys(ANSWERS, 1),
     **dict.fromkeys(_BUILDS, 3),
+    **dict.fromkeys((BeginRoll, TakeRoll, NoteRoll, EndRoll), 4),
+    PutDroneToken: 4,
+    DropDroneToken: 4,
+    ReplaceBinPkg: 4,
+    BeginTerminal: 4,
+    EndTerminal: 4,
     LoseAttempts: 2,
     HoldAttempts: 2,
 }

@@ -18,29 +18,34 @@ from swarmd.state import build_commands as b
 from swarmd.state import care_commands as care_
 from swarmd.state import commands as c
 from swarmd.state import payload_commands as p
+from swarmd.state import terminal_commands as t
 from swarmd.state.requests import Requests
 from swarmd.state.rules import (
     attempts,
     binhost,
+    blobs,
     build_control,
     builds,
     care,
+    dependents,
     jobs,
     leases,
     nodes,
     payloads,
     removal,
+    resigning,
+    terminals,
     trust,
 )
 from swarmd.state.tx import Tx
 from swarmd.state.versions import check_known
 
 RULES: dict[type[Any], Callable[[Tx, Any], Any]] = {
-    c.SubmitJobs: jobs.submit,
+    c.SubmitJobs: dependents.submit,
     c.CreateGroup: jobs.create_group,
     c.CancelJobs: jobs.cancel,
     c.WakeJobs: jobs.wake,
-    c.SettleDependents: jobs.settle,
+    c.SettleDependents: dependents.settle,
     c.PruneJobs: jobs.prune,
     c.ClaimJob: attempts.claim,
     c.AssignJobs: attempts.assign,
@@ -57,8 +62,10 @@ RULES: dict[type[Any], Callable[[Tx, Any], Any]] = {
     c.PutWraps: trust.put_wraps,
     c.PutToken: trust.put_token,
     c.DropTokens: trust.drop_tokens,
-    c.AddBlob: nodes.add_blob,
-    c.DropBlobs: nodes.drop_blobs,
+    c.PutDroneToken: trust.put_drone_token,
+    c.DropDroneToken: trust.drop_drone_token,
+    c.AddBlob: blobs.add_blob,
+    c.DropBlobs: blobs.drop_blobs,
     c.PutSetting: nodes.put_setting,
     c.PruneEvents: nodes.prune_events,
     c.RaiseVersion: nodes.raise_version,
@@ -74,16 +81,23 @@ RULES: dict[type[Any], Callable[[Tx, Any], Any]] = {
     b.StagePackage: binhost.stage,
     b.DropStaged: binhost.drop_staged,
     b.RemoveBinPkg: binhost.remove,
+    b.ReplaceBinPkg: resigning.replace_file,
     p.PutPayload: payloads.put_payload,
     p.DropPayload: payloads.drop_payload,
     p.HoldPayload: payloads.hold_payload,
     p.ReleasePayload: payloads.release_payload,
     p.NoteDeployment: payloads.note_deployment,
     p.ForgetHostKey: payloads.forget_host_key,
+    p.BeginRoll: payloads.begin_roll,
+    p.TakeRoll: payloads.take_roll,
+    p.NoteRoll: payloads.note_roll,
+    p.EndRoll: payloads.end_roll,
     care_.BeginCare: care.begin,
     care_.EndCare: care.end,
     care_.EaseCare: care.ease,
     care_.ResetCare: care.reset,
+    t.BeginTerminal: terminals.begin,
+    t.EndTerminal: terminals.end,
 }
 
 

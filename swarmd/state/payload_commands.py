@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from swarmd.domain.jobs import NodeId
-from swarmd.domain.payloads import Deployment, Payload, PayloadSort, Place
+from swarmd.domain.payloads import (
+    Deployment,
+    Payload,
+    PayloadSort,
+    Place,
+    Progress,
+    Roll,
+    Rolling,
+)
 from swarmd.state.command import Command
 
 
@@ -39,6 +47,39 @@ class ReleasePayload(Command[bool], frozen=True):
     sort: PayloadSort
     node_id: str
     holder: str
+
+
+class BeginRoll(Command[Rolling], frozen=True):
+    """Put down what is rolled out, so that it outlives the node that is at it. One of the same sort
+    that did not end is given up. Conflict: somebody else holds the sort. Invalid: too many."""
+
+    roll: Roll
+    holder: str
+
+
+class TakeRoll(Command["Rolling | None"], frozen=True):
+    """Go on with the roll of a sort where another node left it. None: there is none, or it was left
+    too often or too long ago, and is given up. Conflict: somebody else holds the sort."""
+
+    sort: PayloadSort
+    holder: str
+
+
+class NoteRoll(Command[None], frozen=True):
+    """How far it has come. Conflict: somebody else holds the sort. NotFound: there is none."""
+
+    sort: PayloadSort
+    holder: str
+    progress: Progress
+
+
+class EndRoll(Command[bool], frozen=True):
+    """It is over: `whole`, or stopped before all had their turn. Whether there was one. Conflict:
+    somebody else holds the sort."""
+
+    sort: PayloadSort
+    holder: str
+    whole: bool
 
 
 class NoteDeployment(Command[Deployment], frozen=True):

@@ -6,10 +6,17 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
+from msgspec.structs import replace
 
-from swarmd.domain.payloads import Deployment, Payload, PayloadSort, Place
+from swarmd.domain.payloads import Deployment, Payload, PayloadSort, Place, Rolling
 from swarmd.state.query import Conn, Query
-from swarmd.state.rules.payloads import decode_payload, decode_place, find_payload
+from swarmd.state.rules.payloads import (
+    decode_payload,
+    decode_place,
+    decode_rolling,
+    find_payload,
+)
+from swarmd.state.versions import ROLLS_SINCE, in_force
 
 decode_deployment = msgspec.msgpack.Decoder(Deployment).decode
 
@@ -42,6 +49,10 @@ class ListDeployments(Query["list[Deployment]"], frozen=True):
     sort: PayloadSort
     limit: int
     node_id: str = ""
+
+
+class ListRolls(Query["list[Rolling]"], frozen=True):
+    """Those that did not end."""
 
 
 def _list_payloads(conn: Conn, query: ListPayloads) -> list[Payload]:
@@ -86,10 +97,21 @@ def _list_deployments(conn: Conn, query: ListDeployments) -> list[Deployment]:
     return [decode_deployment(row[0]) for row in rows]
 
 
+def _list_rolls(conn: Conn) -> list[Rolling]:
+    if in_force(conn.execute) < ROLLS_SINCE:
+        return []
+    rows = conn.execute(
+        "SELECT body, (SELECT max(ends_at) FROM payload_holds h WHERE h.sort = payload_rolls.sort)"
+        " FROM payload_rolls ORDER BY sort"
+    )
+    return [replace(decode_rolling(body), held_until=ends_at or 0) for body, ends_at in rows]
+
+
 PAYLOAD_QUERIES: dict[type[Any], Callable[[Conn, Any], Any]] = {
     ListPayloads: _list_payloads,
     FindPayload: lambda conn, query: find_payload(conn.execute, query.sort, query.version),
     ListPlaces: _list_places,
     FindPlace: _find_place,
     ListDeployments: _list_deployments,
+    ListRolls: lambda conn, query: _list_rolls(conn),
 }

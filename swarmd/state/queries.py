@@ -8,48 +8,36 @@ from collections.abc import Callable
 from typing import Any
 
 import msgspec
-from msgspec.structs import replace
 
-from swarmd.domain.actors import Actor
 from swarmd.domain.blobs import BlobInfo
 from swarmd.domain.builds import OUTSIDE
-from swarmd.domain.events import Event, EventBody
-from swarmd.domain.jobs import (
-    Attempt,
-    AttemptId,
-    Job,
-    JobFilter,
-    JobId,
-    JobKind,
-    JobSpec,
-    NodeId,
-)
+from swarmd.domain.drone_tokens import DroneToken
+from swarmd.domain.jobs import Attempt, AttemptId, JobId, JobKind, JobSpec, NodeId
 from swarmd.domain.nodes import Node, NodeKind, Usage
 from swarmd.state.build_queries import BUILD_QUERIES
 from swarmd.state.care_queries import CARE_QUERIES
-from swarmd.state.pages import find_page
+from swarmd.state.event_queries import EVENT_QUERIES
+from swarmd.state.event_queries import ListEvents as ListEvents
+from swarmd.state.event_queries import ListLately as ListLately
+from swarmd.state.job_queries import JOB_QUERIES
+from swarmd.state.job_queries import AheadOf as AheadOf
+from swarmd.state.job_queries import AnyReady as AnyReady
+from swarmd.state.job_queries import CountJobs as CountJobs
+from swarmd.state.job_queries import FindJob as FindJob
+from swarmd.state.job_queries import FindJobs as FindJobs
+from swarmd.state.job_queries import ListJobs as ListJobs
+from swarmd.state.job_queries import ListTotals as ListTotals
 from swarmd.state.payload_queries import PAYLOAD_QUERIES
 from swarmd.state.query import Conn as Conn
 from swarmd.state.query import Query as Query
 from swarmd.state.query import T as T
 from swarmd.state.requests import find_outcomes, last_boot
-from swarmd.state.rows import (
-    ATTEMPT,
-    EXECUTOR,
-    FROM,
-    JOB,
-    Shape,
-    attempt_of,
-    brief_of,
-    decode_shape,
-    decode_spec,
-    load_attempts,
-    load_job,
-    load_result,
-)
+from swarmd.state.rows import ATTEMPT, EXECUTOR, Shape, attempt_of, decode_shape, decode_spec
 from swarmd.state.rules.attempts import usage_of
 from swarmd.state.rules.nodes import decode_node
-from swarmd.state.rules.trust import AUTHORITY
+from swarmd.state.rules.trust import AUTHORITY, decode_drone_token
+from swarmd.state.terminal_queries import TERMINAL_QUERIES
+from swarmd.state.versions import ORDER_SINCE, ROLLS_SINCE, in_force
 
 
 def _ids_from(mark: str) -> tuple[str, str]:
@@ -58,48 +46,6 @@ def _ids_from(mark: str) -> tuple[str, str]:
 
 
 EXECUTORS = _ids_from(EXECUTOR)
-
-
-class FindJob(Query["Job | None"], frozen=True):
-    """The whole job: result and attempts too."""
-
-    job_id: str
-
-
-class FindJobs(Query["tuple[Job | None, ...]"], frozen=True):
-    """Standing of several, in their order."""
-
-    job_ids: tuple[str, ...]
-
-
-class ListJobs(Query["list[Job]"], frozen=True):
-    """Newest first, without results and attempts, arguments and environment."""
-
-    wanted: JobFilter
-
-
-class AnyReady(Query[bool], frozen=True):
-    """Whether any job of a kind is ready at all."""
-
-    kind: JobKind = JobKind.BINARY
-
-
-class AheadOf(Query[int], frozen=True):
-    """How many ready jobs of the same shape go before this one; counted up to 100,000."""
-
-    job_id: str
-
-
-class CountJobs(Query["dict[tuple[str, int], int]"], frozen=True):
-    """How many jobs of a kind stand where: (status, priority) → number."""
-
-    kind: JobKind
-
-
-class ListTotals(Query["dict[tuple[str, str], int]"], frozen=True):
-    """What only grows, for a kind: (name, label) → number."""
-
-    kind: JobKind
 
 
 class ReadyJob(msgspec.Struct, frozen=True):
@@ -206,25 +152,6 @@ class FindBlob(Query["BlobInfo | None"], frozen=True):
     sha256: str
 
 
-class ListEvents(Query["list[Event]"], frozen=True):
-    """Events after one, oldest first. The first may be later than asked for when older ones were
-    forgotten: then the answer's first seq shows the gap."""
-
-    after: int
-    limit: int = 500
-
-
-class ListLately(Query["list[Event]"], frozen=True):
-    """Events of some kinds, the newest first, not older than `since`, about one node or any; looked
-    for among the last `scan`."""
-
-    kinds: tuple[str, ...]
-    limit: int
-    scan: int
-    since: int = 0
-    about: str = ""
-
-
 class Standing(msgspec.Struct, frozen=True):
     applied: int
     event_seq: int
@@ -270,6 +197,10 @@ class FindSecret(Query["Sealed | None"], frozen=True):
     name: str
 
 
+class ListDroneTokens(Query["list[DroneToken]"], frozen=True):
+    """By name."""
+
+
 class LastBoot(Query[int], frozen=True):
     """The newest boot of a node whose requests were applied; 0: none was."""
 
@@ -282,60 +213,6 @@ class FindOutcomes(Query["list[tuple[int, bytes]]"], frozen=True):
     origin: int
     boot: int
     seqs: tuple[int, ...]
-
-
-def _find_job(conn: Conn, query: FindJob) -> Job | None:
-    job = load_job(conn.execute, query.job_id)
-    if job is None:
-        return None
-    return replace(
-        job,
-        result=load_result(conn.execute, job.seq),
-        attempts=load_attempts(conn.execute, job.seq, job.id),
-    )
-
-
-def _list_jobs(conn: Conn, query: ListJobs) -> list[Job]:
-    seqs = find_page(conn, query.wanted)
-    if not seqs:
-        return []
-    places = ",".join("?" * len(seqs))
-    rows = conn.execute(f"SELECT {JOB}{FROM}WHERE j.seq IN ({places}) ORDER BY j.seq DESC", seqs)
-    return [brief_of(row) for row in rows]
-
-
-def _any_ready(conn: Conn, query: AnyReady) -> bool:
-    rows = conn.execute("SELECT key FROM shapes WHERE ready > 0")
-    return any(decode_shape(row[0]).kind is query.kind for row in rows)
-
-
-def _ahead_of(conn: Conn, query: AheadOf) -> int:
-    row = conn.execute(
-        "SELECT shape, priority, seq FROM jobs WHERE id = ?", (query.job_id,)
-    ).fetchone()
-    if row is None:
-        return 0
-    ahead = 0
-    for condition in ("priority > ?2", "priority = ?2 AND seq < ?3"):
-        sql = (
-            "SELECT count(*) FROM (SELECT 1 FROM jobs WHERE shape = ?1 AND ready = 1 AND"
-            f" {condition} LIMIT 100000)"
-        )
-        values = row if "?3" in condition else row[:2]
-        ahead += conn.execute(sql, values).fetchone()[0]
-    return ahead
-
-
-def _count_jobs(conn: Conn, query: CountJobs) -> dict[tuple[str, int], int]:
-    rows = conn.execute(
-        "SELECT status, priority, sum(n) FROM counts WHERE kind = ? GROUP BY 1, 2", (query.kind,)
-    )
-    return {(row[0], row[1]): row[2] for row in rows}
-
-
-def _list_totals(conn: Conn, query: ListTotals) -> dict[tuple[str, str], int]:
-    rows = conn.execute("SELECT name, label, n FROM totals WHERE kind = ?", (query.kind,))
-    return {(row[0], row[1]): row[2] for row in rows}
 
 
 def _view_placement(conn: Conn, query: ViewPlacement) -> PlacementView:
@@ -430,6 +307,13 @@ def _get_trust(conn: Conn, query: GetTrust) -> Trust:
     )
 
 
+def _list_drone_tokens(conn: Conn) -> list[DroneToken]:
+    if in_force(conn.execute) < ROLLS_SINCE:
+        return []
+    rows = conn.execute("SELECT body FROM drone_tokens ORDER BY name")
+    return [decode_drone_token(row[0]) for row in rows]
+
+
 def _find_secret(conn: Conn, query: FindSecret) -> Sealed | None:
     row = conn.execute(
         "SELECT sealed, revision FROM secrets WHERE name = ?", (query.name,)
@@ -456,41 +340,6 @@ def _find_blob(conn: Conn, query: FindBlob) -> BlobInfo | None:
     return None if row is None else BlobInfo(*row)
 
 
-_decode_actor = msgspec.msgpack.Decoder(Actor).decode
-_decode_body: Callable[[bytes], EventBody] = msgspec.msgpack.Decoder(EventBody).decode
-
-
-def _list_events(conn: Conn, query: ListEvents) -> list[Event]:
-    rows = conn.execute(
-        "SELECT seq, at, entry, actor, body FROM events WHERE seq > ? ORDER BY seq LIMIT ?",
-        (query.after, query.limit),
-    )
-    return [
-        Event(row[0], row[1], row[2], _decode_actor(row[3]), _decode_body(row[4])) for row in rows
-    ]
-
-
-def _list_lately(conn: Conn, query: ListLately) -> list[Event]:
-    found: list[Event] = []
-    rows = conn.execute(
-        "SELECT seq, at, entry, actor, body FROM events ORDER BY seq DESC LIMIT ?", (query.scan,)
-    )
-    # Most events are of other kinds, and to read one takes ten times as long as to see that.
-    marks, about = [kind.encode() for kind in query.kinds], query.about.encode()
-    for row in rows:
-        if row[1] < query.since or len(found) >= query.limit:
-            break
-        if about not in row[4] or not any(mark in row[4] for mark in marks):
-            continue
-        body = _decode_body(row[4])
-        if type(body).__name__ not in query.kinds:
-            continue
-        if query.about and getattr(body, "node_id", None) != query.about:
-            continue
-        found.append(Event(row[0], row[1], row[2], _decode_actor(row[3]), body))
-    return found
-
-
 def _get_standing(conn: Conn, query: GetStanding) -> Standing:
     def first(sql: str) -> Any:
         row = conn.execute(sql).fetchone()
@@ -502,18 +351,15 @@ def _get_standing(conn: Conn, query: GetStanding) -> Standing:
         applied=first("SELECT value FROM meta WHERE key = 'applied'") or 0,
         event_seq=first("SELECT max(seq) FROM events") or 0,
         delayed_until=min((at for at in (delayed, blocked) if at is not None), default=None),
-        unsettled=first("SELECT 1 FROM settled LIMIT 1") is not None,
+        unsettled=first("SELECT 1 FROM settled LIMIT 1") is not None
+        or (
+            in_force(conn.execute) >= ORDER_SINCE
+            and first("SELECT 1 FROM given_up LIMIT 1") is not None
+        ),
     )
 
 
 QUERIES: dict[type[Any], Callable[[Conn, Any], Any]] = {
-    FindJob: _find_job,
-    FindJobs: lambda conn, query: tuple(load_job(conn.execute, i) for i in query.job_ids),
-    ListJobs: _list_jobs,
-    AnyReady: _any_ready,
-    AheadOf: _ahead_of,
-    CountJobs: _count_jobs,
-    ListTotals: _list_totals,
     ViewPlacement: _view_placement,
     ListDuties: _list_duties,
     ListClaims: _list_claims,
@@ -523,12 +369,11 @@ QUERIES: dict[type[Any], Callable[[Conn, Any], Any]] = {
     ListNodes: _list_nodes,
     GetTrust: _get_trust,
     FindSecret: _find_secret,
+    ListDroneTokens: lambda conn, query: _list_drone_tokens(conn),
     CompletedBy: _completed_by,
     UsageOf: lambda conn, query: usage_of(conn.execute, query.node_id),
     GetSetting: _get_setting,
     FindBlob: _find_blob,
-    ListEvents: _list_events,
-    ListLately: _list_lately,
     GetStanding: _get_standing,
     ListHolders: lambda conn, query: tuple(
         NodeId(row[0])
@@ -540,7 +385,10 @@ QUERIES: dict[type[Any], Callable[[Conn, Any], Any]] = {
     FindOutcomes: lambda conn, query: list(
         find_outcomes(conn, query.origin, query.boot, query.seqs)
     ),
+    **JOB_QUERIES,
+    **EVENT_QUERIES,
     **BUILD_QUERIES,
     **PAYLOAD_QUERIES,
+    **TERMINAL_QUERIES,
     **CARE_QUERIES,
 }

@@ -171,6 +171,21 @@ CREATE INDEX jobs_packages_waiting ON jobs(waits, not_before, seq)
     WHERE kind = 'package' AND waits IS NOT NULL;
 """
 
+_TERMINALS = """
+CREATE TABLE terminals(
+    n INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL UNIQUE, via TEXT NOT NULL,
+    began_at INTEGER NOT NULL, size_bytes INTEGER NOT NULL, body BLOB NOT NULL);
+"""
+
+_ROLLS = """
+CREATE TABLE payload_rolls(sort TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
+CREATE TABLE drone_tokens(name TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROWID;
+"""
+
+_ORDER = """
+CREATE TABLE given_up(seq INTEGER PRIMARY KEY, upto INTEGER NOT NULL);
+"""
+
 MIGRATIONS: tuple[tuple[str, int, str], ...] = (
     ("first", 1, _FIRST),
     ("requests", 1, _REQUESTS),
@@ -179,6 +194,9 @@ MIGRATIONS: tuple[tuple[str, int, str], ...] = (
     ("holds", 1, _HOLDS),
     ("trust", 1, _TRUST),
     ("builds", 3, _BUILDS),
+    ("terminals", 4, _TERMINALS),
+    ("rolls", 4, _ROLLS),
+    ("order", 4, _ORDER),
 )
 """Each with its name and the version that it comes with."""
 

@@ -430,7 +430,8 @@ def check_copy(path: Path, version: int = VERSION) -> SnapshotFile:
             check_known(in_force_in(conn), version)
         finally:
             conn.close()
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, ValueError, TypeError) as error:
+        # ValueError: what SQLite says of it has bytes of it, and those are no UTF-8.
         raise Unavailable(f"{path} is no state of a swarm: {error}") from error
     if found != "ok" or place.index == 0:
         raise Unavailable(f"{path} is damaged, or empty: {found}")

@@ -19,6 +19,13 @@ from swarmd.state.commands import FIELDS_SINCE, SINCE, VERSION, Command
 VERSION_KEY = "cluster_version"
 BUILDS_SINCE = 3
 """What is there of builds came with it, their tables too."""
+ORDER_SINCE = 4
+"""Packages that wait for others are let go when those are given up."""
+FORGOTTEN_SINCE = 4
+"""A builder that goes leaves nothing behind."""
+TERMINALS_SINCE = 4
+ROLLS_SINCE = 4
+"""Rolls that outlive their node, and drones' own tokens."""
 FIRST = 1
 """In force until the first is raised."""
 
@@ -39,6 +46,15 @@ def check_known(in_force: int, known: int = VERSION) -> None:
     """Raises Outdated."""
     if in_force > known:
         raise outdated(in_force, known)
+
+
+def check_since(in_force: int, since: int, what: str) -> None:
+    """Unavailable: the version that has it is not in force yet."""
+    if in_force < since:
+        raise Unavailable(
+            f"the swarm works as of version {in_force} of its state, and {what} came with"
+            f" {since}: wait until all of its nodes run a newer swarmd"
+        )
 
 
 def in_force(execute: Callable[..., Cursor]) -> int:
@@ -87,7 +103,7 @@ def _fields_need(value: object) -> int:
     needed = FIRST
     if isinstance(value, msgspec.Struct):
         since = FIELDS_SINCE.get(type(value), {})
-        for field in msgspec.structs.fields(value):
+        for field in _fields_of(type(value)):
             used = getattr(value, field.name)
             if field.name in since and used != _default(field):
                 needed = max(needed, since[field.name])
@@ -97,6 +113,12 @@ def _fields_need(value: object) -> int:
     elif isinstance(value, dict):
         needed = max((_fields_need(each) for each in value.values()), default=FIRST)
     return needed
+
+
+@functools.cache
+def _fields_of(kind: type[msgspec.Struct]) -> tuple[msgspec.structs.FieldInfo, ...]:
+    """msgspec compiles the words of every annotation anew whenever it is asked."""
+    return msgspec.structs.fields(kind)
 
 
 def _default(field: msgspec.structs.FieldInfo) -> object:

@@ -202,7 +202,7 @@ OPERATIONS: tuple[Operation, ...] = (
     }, (_NAME, Parameter("drone_type", "body", required=True)), refusals=(400, 401, 404)),
     Operation("POST", "/api/v1/register", PORT, "A drone is there.", {200: {
         "status": one_of("registered"), "orchestrator": TEXT, "orchestrator_port": WHOLE,
-        "orchestrator_name": TEXT, "paused": YES_NO,
+        "orchestrator_name": TEXT, "paused": YES_NO, "assigned_packages": TEXTS,
     }}, (
         Parameter("id", "body", required=True),
         Parameter("name", "body", required=True),
@@ -216,6 +216,7 @@ OPERATIONS: tuple[Operation, ...] = (
               {200: {"package": maybe(TEXT)}}, (
         Parameter("id", "query", required=True),
         Parameter("cores", "query", 1),
+        Parameter("synced", "query", None, said="the tree that it tried to come up to"),
     ), refusals=(400, 404)),
     Operation("POST", "/api/v1/complete", PORT, "How a build ended.",
               {200: {"status": TEXT, "package": TEXT}}, (

@@ -157,4 +157,17 @@ OPERATIONS: tuple[Operation, ...] = (
         200: {"drone": TEXT, "payload_type": TEXT, "matches": YES_NO, "remote_hash": maybe(TEXT),
               "message": TEXT}
     }, (_TYPE, _DRONE), refusals=(400, 401, 404, 503)),
+    Operation("WS", "/ws/ssh/{drone_name}", PORT, "A terminal on a drone's host.", {}, (
+        Parameter("drone_name", "path", required=True, said="a drone's name"),
+        Parameter("key", "query", None, said="the admin key, for those who can send no header"),
+        Parameter("cols", "query", 80, said="how wide it is at first"),
+        Parameter("rows", "query", 24, said="how high it is at first"),
+        Parameter("term", "query", "xterm-256color", said="what kind of a terminal it is"),
+    ), refusals=(401,)),
 )  # fmt: skip
+
+CONNECTED: dict[str, Shape] = {"type": one_of("connected"), "drone": TEXT, "ip": TEXT, "user": TEXT}
+OUTPUT: dict[str, Shape] = {"type": one_of("output"), "data": TEXT}
+EXIT: dict[str, Shape] = {"type": one_of("exit"), "code": COUNT}
+REFUSED: dict[str, Shape] = {"type": one_of("error"), "error": TEXT, "hint": TEXT}
+"""The messages of a terminal; after `exit` it closes with 1000."""

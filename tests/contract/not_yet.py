@@ -5,8 +5,6 @@ is in neither, in both, or named here and served all the same.
 """
 
 NOT_YET: tuple[tuple[str, int, str], ...] = (
-    # buildswarm
-    ("WS", 8093, "/ws/ssh/{drone_name}"),
     # fleet
     ("GET", 8765, "/api/nodes/"),
     ("GET", 8765, "/api/nodes/jetpack"),

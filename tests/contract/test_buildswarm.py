@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import getpass
 import itertools
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ from tests.contract.buildswarm import (
 from tests.contract.cases import check_answer, promised, statuses
 from tests.contract.kinds import faults
 from tests.contract.table import Operation
-from tests.daemon import Daemon, Response, running_daemon
+from tests.daemon import Daemon, Response, await_builds, running_daemon
 from tests.gpkgs import package
 from tests.parts import is_here, need
 from tests.sshd import Sshd, running_sshd
@@ -120,15 +118,12 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
         sshd = None
         if is_here("sshd"):
             sshd = stack.enter_context(running_sshd(folder / "host"))
-            settings["ssh"] = ssh_settings(sshd, folder)
+            settings["ssh"] = sshd.settings(folder / "known_hosts")
         d = stack.enter_context(
             running_daemon(folder / "node", environment=environment, **settings)
         )
-        made = Swarm(d, folder, sshd)
-        deadline = time.monotonic() + 20
-        while made.ask("GET", "/status").status == 503 and time.monotonic() < deadline:
-            time.sleep(0.05)  # until the state is of the version that has builds
-        yield made
+        await_builds(d)
+        yield Swarm(d, folder, sshd)
 
 
 def to(method: str, path: str, body: object = None) -> Callable[[Swarm], Response]:
@@ -194,15 +189,6 @@ def staged(swarm: Swarm) -> Response:
 def staged_unheld(swarm: Swarm) -> Response:
     token = swarm.good(swarm.register(swarm.drone()))["token"]
     return swarm.stage("app-misc/other-1", **{"X-Drone-Token": token})
-
-
-def ssh_settings(sshd: Sshd, folder: Path) -> dict[str, object]:
-    known = folder / "known_hosts"
-    known.write_text(f"# by the test\n[{sshd.host}]:{sshd.port} {sshd.host_key()}\n")
-    return {
-        "key_file": str(sshd.folder / "client"), "known_hosts": str(known), "port": sshd.port,
-        "user": getpass.getuser(),
-    }  # fmt: skip
 
 
 def reached(swarm: Swarm) -> str:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import base64
-import getpass
 import hashlib
 import itertools
-import threading
-import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +16,10 @@ from tests.contract.buildswarm import ENVELOPE
 from tests.contract.buildswarm_admin import ADMIN, OPERATIONS, TYPES
 from tests.contract.cases import check_answer, promised, statuses
 from tests.contract.table import Operation
-from tests.daemon import Daemon, Response, running_daemon
+from tests.daemon import Daemon, Response, await_builds, running_daemon
 from tests.parts import need
 from tests.sshd import Sshd, running_sshd
+from tests.swarms import until
 
 KEY = {"X-Admin-Key": "a-key-for-tests"}
 JOURNAL = "#!/bin/sh\necho 'Feb 12 15:30:01 drone-01 swarm-drone[1234]: Heartbeat sent'\n"
@@ -79,17 +78,12 @@ def admin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Admin]:
     folder = tmp_path_factory.mktemp("admin")
     files = folder / "files"
     files.mkdir()
-    known = folder / "known_hosts"
     (tools := folder / "tools").mkdir()
     (tools / "journalctl").write_text(JOURNAL)
     (tools / "journalctl").chmod(0o755)
     path = f"{tools}:/usr/sbin:/usr/bin:/sbin:/bin"
     with running_sshd(folder / "host", env={"PATH": path}) as host:
-        known.write_text(f"[{host.host}]:{host.port} {host.host_key()}\n")
-        ssh = {
-            "key_file": str(host.folder / "client"), "known_hosts": str(known), "port": host.port,
-            "user": getpass.getuser(),
-        }  # fmt: skip
+        ssh = host.settings(folder / "known_hosts")
         payloads = {
             "binary": str(files / "swarm-drone"), "init_script": str(files / "init"),
             "config": str(files / "config.json"), "portage_config": str(files / "binhost.conf"),
@@ -99,11 +93,8 @@ def admin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Admin]:
             folder / "node", jobs={"executor": False}, ssh=ssh, payloads=payloads,
             care={"enabled": False}, environment={"ADMIN_KEY": KEY["X-Admin-Key"]},
         ) as daemon:  # fmt: skip
-            made = Admin(daemon, host, files)
-            deadline = time.monotonic() + 20
-            while made.ask("GET", "/payloads").status == 503 and time.monotonic() < deadline:
-                time.sleep(0.05)  # until the state is of the version that has builds
-            yield made
+            await_builds(daemon)
+            yield Admin(daemon, host, files)
 
 
 def to(method: str, path: str, body: object = None) -> Callable[[Admin], Response]:
@@ -207,26 +198,19 @@ def verified_unreachable(admin: Admin) -> Response:
 
 
 def two_rolls(admin: Admin) -> Response:
-    """The second, while the first sends many megabytes."""
-    version = admin.register("drone_binary", b"small")
-    big = bytes(200_000_000)
-    admin.good(admin.ask("PUT", "/payloads/drone_binary/big", big, timeout_s=60))
+    """The second, while the host of the first does not move."""
+    version, other = (admin.register("drone_binary", words) for words in (b"one", b"another"))
     body = {"drones": one(admin), "health_check": False}
-    first = threading.Thread(
-        target=admin.ask, args=("POST", "/payloads/drone_binary/big/rolling-deploy", body),
-        kwargs={"timeout_s": 60},
-    )  # fmt: skip
-    first.start()
-    try:
-        deadline = time.monotonic() + 20
-        while time.monotonic() < deadline:
-            path = "/payloads/status"
-            drones = admin.good(admin.ask("GET", path))["drones"]
-            if drones["drone-01"].get("drone_binary", {}).get("status") == "deploying":
-                break
-        return admin.ask("POST", f"/payloads/drone_binary/{version}/rolling-deploy", body)
-    finally:
-        first.join()
+    path = "/payloads/drone_binary/{}/rolling-deploy"
+    with ThreadPoolExecutor(1) as pool, admin.host.frozen():
+        pool.submit(admin.ask, "POST", path.format(other), body, timeout_s=60)
+
+        def under_way() -> bool:
+            drones = admin.good(admin.ask("GET", "/payloads/status"))["drones"]
+            return bool(drones["drone-01"].get("drone_binary", {}).get("status") == "deploying")
+
+        until(under_way, "the first does not begin")
+        return admin.ask("POST", path.format(version), body)
 
 
 _DEPLOY = f"{ADMIN}/payloads/{{type}}/{{version}}/deploy"
@@ -290,7 +274,9 @@ CASES: dict[tuple[str, str, int], Callable[[Admin], Response]] = {
     ("POST", _VERIFY, 404): to("POST", "/payloads/config/verify", {"drone": "nobody"}),
     ("POST", _VERIFY, 503): verified_unreachable,
 }
-for _operation in OPERATIONS:
+PLAIN = tuple(operation for operation in OPERATIONS if operation.method != "WS")
+"""Terminals have tests of their own."""
+for _operation in PLAIN:
     _path = _operation.path.removeprefix(ADMIN)
     for _part in ("{name}", "{type}", "{version}"):
         _path = _path.replace(_part, "x")
@@ -312,11 +298,11 @@ def stays_so(admin: Admin) -> Response:
 
 
 def test_every_status_of_the_table_has_a_case() -> None:
-    assert promised(OPERATIONS) == set(CASES)
+    assert promised(PLAIN) == set(CASES)
 
 
 @pytest.mark.parametrize(
-    ("operation", "status"), [(o, s) for o in OPERATIONS for s in statuses(o)], ids=str
+    ("operation", "status"), [(o, s) for o in PLAIN for s in statuses(o)], ids=str
 )
 def test_answer(admin: Admin, operation: Operation, status: int) -> None:
     answer = CASES[operation.method, operation.path, status](admin)

@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 
 from tests.contract.jobqueue import OPERATIONS
-from tests.daemon import SURFACES, running_daemon
-from tests.parts import need
+from tests.contract.pages import DOCS, run_page
 
-PAGE = Path(__file__).parents[2] / "docs" / "job-queue.md"
+PAGE = DOCS / "job-queue.md"
 
 
 def test_every_command_of_the_page_runs(tmp_path: Path) -> None:
-    need("bash", "curl")
-    script = "\n".join(re.findall(r"```sh\n(.*?)```", PAGE.read_text(), re.DOTALL))
-    with running_daemon(tmp_path / "node") as daemon:
-        for name, port in SURFACES.items():
-            script = script.replace(f"http://127.0.0.1:{port}", daemon.url(name))
-        ran = subprocess.run(
-            ["bash", "-eux", "-o", "pipefail", "-c", script], cwd=tmp_path, text=True, timeout=60,
-            capture_output=True, check=False,
-        )  # fmt: skip
-        assert ran.returncode == 0, ran.stderr
-        for said in (
-            '"status":"pending"',
-            "hello world, in /",
-            '"status":"completed"',
-            "node.labels.disk==ssd",
-            '"status":"cancelled"',
-            '"status":"rejected"',
-            '{"cancelled":0,"failed":1,',
-            '"status":"healthy"',
-            "executr_jobs_submitted_total",
-        ):
-            assert said in ran.stdout, said
+    shown = run_page(PAGE, tmp_path)
+    for said in (
+        '"status":"pending"',
+        "hello world, in /",
+        '"status":"completed"',
+        "node.labels.disk==ssd",
+        '"status":"cancelled"',
+        '"status":"rejected"',
+        '{"cancelled":0,"failed":1,',
+        '"status":"healthy"',
+        "executr_jobs_submitted_total",
+    ):
+        assert said in shown, said
 
 
 def test_the_page_names_every_operation_and_its_answers() -> None:

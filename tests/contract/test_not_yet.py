@@ -8,11 +8,11 @@ from typing import Any, cast
 
 import pytest
 
-from api.buildswarm import admin, binhost, care_routes
+from api.buildswarm import admin, binhost, care_routes, terminal
 from api.buildswarm import routes as buildswarm_routes
 from api.buildswarm.binhost import BinHost
 from api.buildswarm.payload_routes import Admin
-from api.common.surface import HotRoute
+from api.common.surface import HotRoute, template_of
 from api.jobqueue.routes import ROUTES
 from swarmd.config import Config
 from tests.contract import buildswarm, buildswarm_admin, jobqueue
@@ -73,9 +73,11 @@ def test_every_route_of_the_build_swarm_is_in_its_table() -> None:
 
 def test_every_route_of_its_admin_port_is_in_its_table() -> None:
     table = {operation.key for operation in buildswarm_admin.OPERATIONS}
-    nobody = Admin(cast(Any, None), cast(Any, None), lambda count: (None, []), Path(), 1, 0)
-    routes = admin.all_routes(nobody)
-    assert {(r.method, buildswarm_admin.PORT, r.template) for r in routes} == table
+    nobody = Admin(cast(Any, None), cast(Any, None), lambda count: (None, []), Path(), 1, lambda: 0)
+    served = {(route.method, route.template) for route in admin.all_routes(nobody)}
+    rules = terminal.make_app(cast(Any, None)).url_map.iter_rules()
+    served |= {("WS", template_of(str(rule.rule))) for rule in rules if rule.websocket}
+    assert {(method, buildswarm_admin.PORT, path) for method, path in served} == table
 
 
 def _hot_routes() -> tuple[HotRoute, ...]:
@@ -89,8 +91,7 @@ def _hot_routes() -> tuple[HotRoute, ...]:
 
 def test_every_surface_has_a_table() -> None:
     """A new surface brings its table, and is started by the daemon of these tests."""
-    sections = Config().surfaces
-    ports = {name: getattr(sections, name).port for name in sections.__slots__}
+    ports = {name: section.port for name, section in Config().surfaces.by_name().items()}
     assert ports == SURFACES
     assert set(ports.values()) - UNDOCUMENTED_PORTS == {operation.port for operation in SERVED}
 

@@ -4,7 +4,7 @@ would restart or reboot is a script that notes it was called."""
 from __future__ import annotations
 
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from swarmd.domain.errors import Conflict, Unavailable
 from swarmd.domain.jobs import Installed, JobId, JobKind, JobSpec, NodeId
 from swarmd.domain.nodes import Node, NodeKind
 from swarmd.domain.probes import ProbeStatus
-from swarmd.drivers.ssh import HostKeyChanged, Ssh, SshTarget, open_ssh
+from swarmd.drivers.ssh import HostKeyChanged, Ssh, SshTarget
 from swarmd.drivers.ssh_known import KnownHosts, SshAccount, lines_of
 from swarmd.ops.care import find
 from swarmd.state import commands as c
@@ -34,8 +34,7 @@ from swarmd.state.build_queries import FindBuilder
 from swarmd.state.care_commands import BeginCare
 from swarmd.state.care_queries import Cared, ListCare
 from tests.cluster import open_alone
-from tests.parts import need
-from tests.sshd import Sshd, make_key, running_sshd
+from tests.sshd import Sshd, make_key
 
 pytestmark = pytest.mark.needs("sshd")
 ADMIN = Actor("admin", "buildswarm")
@@ -84,16 +83,8 @@ def host(tmp_path: Path) -> Host:
 
 
 @pytest.fixture
-def sshd(tmp_path: Path, host: Host) -> Iterator[Sshd]:
-    need("sshd")
-    with running_sshd(tmp_path / "sshd", env={"PATH": host.path}) as sshd:
-        yield sshd
-
-
-@pytest.fixture
-async def ssh() -> AsyncIterator[Ssh]:
-    async with open_ssh() as ssh:
-        yield ssh
+def sshd_env(host: Host) -> dict[str, str]:
+    return {"PATH": host.path}
 
 
 @dataclass

@@ -32,6 +32,7 @@ from swarmd.domain.errors import Invalid, NotFound, SwarmError, TooLarge
 from swarmd.drivers import gpkg
 from swarmd.drivers.openpgp import PublicKey, SigningKey
 from tests.gpkgs import add, metadata, parts_of, record, write
+from tests.installs import lay_user
 from tests.parts import need
 from tests.portage import Host, build, lay_host, lay_overlay
 
@@ -211,25 +212,7 @@ def binhost(tmp_path: Path) -> Iterator[Binhost]:
 
 def user(folder: Path, built: Built, binhost: Binhost, public: PublicKey, **more: str) -> Host:
     """A host of a user who trusts this key and installs nothing that it has not signed."""
-    home = folder / "gnupg"
-    home.mkdir(mode=0o700, parents=True)
-    trust = f"{public.fingerprint}:6:\n".encode()
-    for arguments, given in (
-        (["--import"], public.armored()), (["--import-ownertrust"], trust),
-        (["--check-trustdb"], b""),
-    ):  # fmt: skip
-        subprocess.run(
-            ["gpg", "--homedir", home, "--batch", "--no-autostart", *arguments],
-            input=given, check=True, capture_output=True, timeout=30,
-        )  # fmt: skip
-    return lay_host(
-        folder / "host", built.builder.overlay, binhost=binhost.url, verify_signatures=True,
-        features="binpkg-request-signature",
-        # The account that gpg runs as must get at its home, and this one lies in a test's folder.
-        make_conf=f'BINPKG_GPG_VERIFY_GPG_HOME="{home}"\nGPG_VERIFY_USER_DROP=""\n'
-        'GPG_VERIFY_GROUP_DROP=""',
-        **more,
-    )  # fmt: skip
+    return lay_user(folder, built.builder.overlay, binhost.url, public.armored(), **more)
 
 
 async def emerge(host: Host, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -467,7 +467,18 @@ class Authority:
         self.key = ec.generate_private_key(ec.SECP256R1())
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test authority")])
         constraints = x509.BasicConstraints(ca=True, path_length=None)
-        cert = self._builder(self.name, self.key).add_extension(constraints, critical=True)
+        # Newer Pythons want all that RFC 5280 wants.
+        usage = dict.fromkeys((
+            "digital_signature", "content_commitment", "key_encipherment", "data_encipherment",
+            "key_agreement", "encipher_only", "decipher_only",
+        ), False)  # fmt: skip
+        public = self.key.public_key()
+        cert = (
+            self._builder(self.name, self.key)
+            .add_extension(constraints, critical=True)
+            .add_extension(x509.KeyUsage(key_cert_sign=True, crl_sign=True, **usage), critical=True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(public), critical=False)
+        )
         self.file = directory / "ca.pem"
         signed = cert.sign(self.key, hashes.SHA256())
         self.file.write_bytes(signed.public_bytes(serialization.Encoding.PEM))
@@ -496,6 +507,10 @@ class Authority:
         cert = (
             self._builder(subject, key, days)
             .add_extension(x509.SubjectAlternativeName(alternatives), critical=False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key()),
+                critical=False,
+            )
             .sign(self.key, hashes.SHA256())
         )
         file = self.directory / f"{'-'.join(names)}.pem"

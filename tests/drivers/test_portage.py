@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from swarmd.domain.build_order import Edge, acyclic
 from swarmd.domain.errors import Busy, Invalid, NotFound, SwarmError, TooLarge, Unavailable
 from swarmd.domain.packages import parse, split
 from swarmd.drivers import portage
-from swarmd.drivers.portage import Missing, Portage, PortageSettings, find
+from swarmd.drivers.portage import Missing, Planned, Portage, PortageSettings, find
 from swarmd.drivers.portage_builds import (
     Built,
     Failed,
@@ -109,6 +110,50 @@ async def test_portage_is_found_with_what_it_builds_for(host: Host, asked: Porta
         stamp.unlink()
 
 
+async def test_a_tree_is_brought_up_to_date_in_bounded_time(
+    host: Host, asked: Portage, tmp_path: Path
+) -> None:
+    stamp, at = host.overlay.path / "metadata" / "timestamp.chk", "Fri, 13 Feb 2026 00:30:01 +0000"
+    try:
+        said = await asked.sync(("sh", "-c", f"echo {at!r} > {stamp}"), 20)
+        assert said.timestamp == at == asked.description.timestamp
+    finally:
+        stamp.unlink()
+    with pytest.raises(Unavailable, match="ended with 3: the mirror is away"):
+        await asked.sync(("sh", "-c", "echo the mirror is away >&2; exit 3"), 20)
+    pid = tmp_path / "pid"
+    with pytest.raises(Unavailable, match=r"no answer within 0\.5 s"):
+        await asked.sync(("sh", "-c", f"sleep 60 & echo $! > {pid}; wait"), 0.5)
+    with suppress(ProcessLookupError), trio.fail_after(10):
+        left = os.pidfd_open(int(pid.read_text()))
+        try:
+            await trio.lowlevel.wait_readable(left)  # it is killed, and may not have ended yet
+        finally:
+            os.close(left)
+
+
+async def test_without_an_order_there_is_still_an_answer(host: Host, tmp_path: Path) -> None:
+    says = tmp_path / "python"
+    said = '{"answers": [{"packages": ["a/b-1"]}], "unordered": "KeyError: x"}'
+    says.write_text(f"#!/bin/sh\ncat > /dev/null\necho '{said}'\n")
+    says.chmod(0o755)
+    asked = Portage(host.settings(), (str(says),), portage.Description("3"))
+    planned = await asked.plan([parse("a/b")])
+    assert planned.resolved[0].packages == ("a/b-1",)
+    assert (planned.edges, planned.unordered) == ((), "KeyError: x")
+
+
+async def test_an_order_that_takes_too_long_is_left_out(
+    asked: Portage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(portage, "ORDER_PART", 0.0)
+    planned = await asked.plan([parse("app-misc/greeter"), parse("app-misc/hello")])
+    assert [each.packages for each in planned.resolved] == [
+        ("app-misc/greeter-2.1",), ("app-misc/hello-1.10",),
+    ]  # fmt: skip
+    assert planned.edges == () and "it takes too long" in planned.unordered
+
+
 async def test_where_there_is_no_portage_the_words_say_what_to_do(
     host: Host, tmp_path: Path
 ) -> None:
@@ -147,10 +192,10 @@ async def test_names_stand_for_the_newest_that_this_host_accepts(asked: Portage)
         "app-misc/hello-2.0": "app-misc/hello-2.0",
         "app-misc/hidden-1": "app-misc/hidden-1",
     }
-    answers = await asked.resolve([parse(text) for text in stands_for])
+    answers = (await asked.plan([parse(text) for text in stands_for])).resolved
     assert [answer.packages for answer in answers] == [(cpv,) for cpv in stands_for.values()]
     assert [answer.masked for answer in answers] == [None] * 5 + ["~amd64 keyword", "package.mask"]
-    assert await asked.resolve([]) == ()
+    assert await asked.plan([]) == Planned((), ())
 
 
 async def test_what_the_tree_does_not_have_is_told_name_by_name(asked: Portage) -> None:
@@ -164,7 +209,7 @@ async def test_what_the_tree_does_not_have_is_told_name_by_name(asked: Portage) 
         "app-misc/owned": (Invalid, "by Strange license"),
         "@wold": (NotFound, "did you mean world?"),
     }
-    answers = await asked.resolve([*map(parse, refused), parse("app-misc/lib")])
+    answers = (await asked.plan([*map(parse, refused), parse("app-misc/lib")])).resolved
     for answer, (kind, words) in zip(answers, refused.values(), strict=False):
         assert type(answer.error) is kind and words in answer.error.message
         assert answer.packages == ()
@@ -172,7 +217,8 @@ async def test_what_the_tree_does_not_have_is_told_name_by_name(asked: Portage) 
 
 
 async def test_sets_expand_and_say_what_of_them_is_gone(asked: Portage) -> None:
-    world, system = await asked.resolve([parse("@world"), parse("@system")])
+    planned = await asked.plan([parse("@world"), parse("@system")])
+    world, system = planned.resolved
     assert world.packages == ("app-misc/greeter-2.1", "app-misc/hello-1.10", "app-misc/lib-1")
     assert world.error is None and len(world.notes) == 1
     assert world.notes[0].startswith("there is no package app-misc/removed in the tree")
@@ -183,16 +229,17 @@ async def test_a_request_may_not_stand_for_too_much(
     asked: Portage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(portage, "PACKAGES_MAX", 2)
-    one, world, other = await asked.resolve([parse(t) for t in ("app-misc/lib", "@world", "a/b")])
+    planned = await asked.plan([parse(t) for t in ("app-misc/lib", "@world", "a/b")])
+    one, world, other = planned.resolved
     assert one.error is None and isinstance(world.error, TooLarge)
     assert isinstance(other.error, TooLarge)
     with pytest.raises(TooLarge):
-        await asked.order(["a/b-1", "a/b-2", "a/b-3"])
+        await asked.plan([], ["a/b-1", "a/b-2", "a/b-3"])
 
 
 async def test_packages_come_after_what_they_need(asked: Portage) -> None:
     given = ["greeter-2.1", "hello-1.10", "extra-1", "lib-1", "hello-1.0", "nowhere-7", "wrong-1"]
-    edges = await asked.order([f"app-misc/{name}" for name in given])
+    edges = (await asked.plan([], [f"app-misc/{name}" for name in given])).edges
     assert edges == (
         Edge("app-misc/extra-1", "app-misc/greeter-2.1", False),
         Edge("app-misc/hello-1.0", "app-misc/greeter-2.1", False),
@@ -200,13 +247,16 @@ async def test_packages_come_after_what_they_need(asked: Portage) -> None:
         Edge("app-misc/hello-1.10", "app-misc/greeter-2.1", False),
         Edge("app-misc/lib-1", "app-misc/greeter-2.1", True),  # by way of virtual/lib
     )
-    circle = await asked.order(["app-misc/egg-1", "app-misc/hen-1", "app-misc/hello-1.0"])
+    # Of what is wanted, and of what is queued, as if it were one.
+    circle = (
+        await asked.plan([parse("app-misc/hen")], ["app-misc/egg-1", "app-misc/hello-1.0"])
+    ).edges
     built, run = Edge("app-misc/egg-1", "app-misc/hen-1", True), circle[1]
     assert circle == (built, Edge("app-misc/hen-1", "app-misc/egg-1", False))
     assert acyclic(circle) == ((built,), (run,))
-    assert await asked.order(["app-misc/hen-1"]) == ()
+    assert await asked.plan([], ["app-misc/hen-1"]) == Planned((), ())
     with pytest.raises(Invalid):
-        await asked.order(["app-misc/hen-1", "app-misc/egg"])
+        await asked.plan([], ["app-misc/hen-1", "app-misc/egg"])
 
 
 async def test_answers_that_cannot_be_believed_are_refused(host: Host, tmp_path: Path) -> None:
@@ -218,8 +268,7 @@ async def test_answers_that_cannot_be_believed_are_refused(host: Host, tmp_path:
         settings = replace(host.settings(), **more)  # type: ignore[arg-type]
         asked = Portage(settings, (str(liar),), portage.Description("3"))
         with trio.fail_after(20):
-            await asked.resolve([parse("a/b")])
-            await asked.order(["a/b-1", "a/c-1"])
+            await asked.plan([parse("a/b")], ["a/b-1", "a/c-1"])
 
     for text, words in (
         ("echo nonsense", "is not understood"),
@@ -246,10 +295,10 @@ async def test_so_many_may_ask_at_once(host: Host, tmp_path: Path) -> None:
     asked = Portage(host.settings(), (str(slow),), portage.Description("3"))
     async with trio.open_nursery() as nursery:
         for _ in range(portage.WAITING_MAX + 1):
-            nursery.start_soon(asked.resolve, [parse("a/b")])
+            nursery.start_soon(asked.plan, [parse("a/b")])
         await trio.testing.wait_all_tasks_blocked()
         with pytest.raises(Busy):
-            await asked.resolve([parse("a/b")])
+            await asked.plan([parse("a/b")])
         nursery.cancel_scope.cancel()
 
 

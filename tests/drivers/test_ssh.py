@@ -7,7 +7,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,24 +15,10 @@ import trio
 from swarmd.domain.errors import Busy, Invalid, TooLarge, Unavailable
 from swarmd.domain.probes import ServiceState, probe_command, read_probe
 from swarmd.drivers.ssh import Ssh, SshSettings, Terminal, open_ssh
-from tests.parts import need
 from tests.sshd import Sshd, alive, running_sshd
 
 SLEEPERS = "trap '' HUP INT TERM; set -m; sleep 1000 & (trap '' HUP; exec sleep 1001) &"
 """Processes in groups of their own that ignore what may be ignored."""
-
-
-@pytest.fixture
-def sshd(tmp_path: Path) -> Iterator[Sshd]:
-    need("sshd")
-    with running_sshd(tmp_path / "sshd") as sshd:
-        yield sshd
-
-
-@pytest.fixture
-async def ssh() -> AsyncIterator[Ssh]:
-    async with open_ssh() as ssh:
-        yield ssh
 
 
 async def gone(*pids: int) -> None:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import signal
 import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -16,23 +16,9 @@ import trio
 from swarmd.domain.blobs import BlobInfo
 from swarmd.domain.errors import Conflict, Forbidden, Invalid, NotFound, TooLarge, Unavailable
 from swarmd.drivers.ssh import Ssh, SshSettings, open_ssh
-from tests.parts import need
 from tests.sshd import Sshd, descendants, running_sshd
 
 SIZE_BYTES = 3 * 1024 * 1024 + 17
-
-
-@pytest.fixture
-def sshd(tmp_path: Path) -> Iterator[Sshd]:
-    need("sshd")
-    with running_sshd(tmp_path / "sshd") as sshd:
-        yield sshd
-
-
-@pytest.fixture
-async def ssh() -> AsyncIterator[Ssh]:
-    async with open_ssh() as ssh:
-        yield ssh
 
 
 @pytest.fixture

@@ -33,23 +33,10 @@ SHORT = SshSettings(
 
 
 @pytest.fixture
-def sshd(tmp_path: Path) -> Iterator[Sshd]:
-    need("sshd")
-    with running_sshd(tmp_path / "sshd") as sshd:
-        yield sshd
-
-
-@pytest.fixture
 def many_keys(tmp_path: Path) -> Iterator[Sshd]:
     need("sshd")
     with running_sshd(tmp_path / "sshd", kinds=("ed25519", "ecdsa", "rsa")) as sshd:
         yield sshd
-
-
-@pytest.fixture
-async def ssh() -> AsyncIterator[Ssh]:
-    async with open_ssh() as ssh:
-        yield ssh
 
 
 # -- host keys -----------------------------------------------------------------------------------

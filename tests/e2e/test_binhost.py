@@ -17,8 +17,9 @@ import pytest
 
 from swarmd.drivers.openpgp import SigningKey
 from tests.cli import Said, swarmd
-from tests.daemon import Response, running_daemon
+from tests.daemon import Response, await_builds, running_daemon
 from tests.gpkgs import package
+from tests.installs import install, lay_user
 from tests.parts import need
 from tests.portage import Host, Overlay, build, lay_host, lay_overlay
 from tests.swarms import Node, Swarm, running_swarm, until
@@ -64,7 +65,7 @@ def swarm(built: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sw
     }  # fmt: skip
     with running_swarm(folder, 2, **settings) as swarm:
         for node in swarm.nodes:
-            until(lambda node=node: ask(node, "/status").status == 200, "no state with builds")
+            await_builds(node.daemon)
         for cpv in (DEP, HELLO):
             publish(swarm["n1"], built, cpv)
         yield swarm
@@ -99,35 +100,7 @@ def public_key(node: Node) -> bytes:
 
 
 def host(folder: Path, built: Built, node: Node, *keys: bytes) -> Host:
-    """Of a user who installs from this node, and only what one of these keys has signed."""
-    home = folder / "gnupg"
-    home.mkdir(mode=0o700, parents=True)
-    for key in keys:
-        gpg(home, "--import", given=key)
-    shown = gpg(home, "--with-colons", "--list-keys").decode().splitlines()
-    prints = [line.split(":")[9] for line in shown if line.startswith("fpr:")]
-    assert len(prints) == len(keys)
-    gpg(home, "--import-ownertrust", given="".join(f"{p}:6:\n" for p in prints).encode())
-    gpg(home, "--check-trustdb")
-    return lay_host(
-        folder / "host", built.overlay, verify_signatures=True,
-        binhost=f"http://{node.address}:{node.daemon.ports['buildswarm']}/binhost",
-        features="binpkg-request-signature",
-        # The account that gpg runs as must get at its home, and this one lies in a test's folder.
-        make_conf=f'BINPKG_GPG_VERIFY_GPG_HOME="{home}"\nGPG_VERIFY_USER_DROP=""\n'
-        'GPG_VERIFY_GROUP_DROP=""',
-    )  # fmt: skip
-
-
-def gpg(home: Path, *arguments: str, given: bytes = b"") -> bytes:
-    return subprocess.run(
-        ["gpg", "--homedir", home, "--batch", "--no-autostart", *arguments],
-        input=given, check=True, capture_output=True, timeout=30,
-    ).stdout  # fmt: skip
-
-
-def install(host: Host, *atoms: str) -> subprocess.CompletedProcess[str]:
-    return host.emerge("--getbinpkgonly", "--oneshot", *atoms)
+    return lay_user(folder, built.overlay, f"{node.daemon.url('buildswarm')}/binhost", *keys)
 
 
 def say(node: Node, *words: str) -> Said:
@@ -206,6 +179,7 @@ def test_what_was_changed_on_a_disk_is_not_served(built: Built, swarm: Swarm) ->
         tamper(blob(node, row["sha256"]))
     for node in (*swarm.nodes, *swarm.nodes):
         assert ask(node, where).status in (404, 503)
+    assert say(one, "remove", row["path"]).status == 0
 
 
 def tamper(file: Path) -> None:
@@ -224,7 +198,7 @@ def test_a_full_store_refuses_what_is_uploaded_and_nothing_is_half_done(tmp_path
             headers = {"X-Admin-Key": KEY}
             return daemon.request(method, path, body, surface="buildswarm", headers=headers)
 
-        until(lambda: ask("GET", "/api/v1/status").status == 200, "no state with builds")
+        await_builds(daemon)
         drone = {"id": DRONE, "name": DRONE, "capabilities": {"cores": 1}}
         good(ask("POST", "/api/v1/register", drone))
         good(ask("POST", "/api/v1/queue", {"packages": [TOOL]}))
@@ -291,5 +265,14 @@ def test_the_command_line_shows_explains_and_changes_the_key(
     assert done.returncode == 0, done.stdout
     stale = host(tmp_path / "stale", built, one, keys[0])
     assert install(stale, "app-misc/dep").returncode != 0
+    # What the old key signed is signed by the new one, and once.
+    for signed in (True, False):
+        said = say(other, "resign", "--json")
+        assert said.status == 0 and bool(said.json["signed"]) is signed, said
+        assert said.json["failed"] == [] and said.json["packages"] > said.json["signed"]
+    assert "0 signed anew" in say(one, "resign", "app-misc/hello").err
+    late = host(tmp_path / "late", built, one, keys[1])
+    done = install(late, "app-misc/hello")
+    assert done.returncode == 0, done.stdout
     for node in swarm.nodes:
         assert "PRIVATE KEY" not in node.log() and "secret" not in node.log().lower()

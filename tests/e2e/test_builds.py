@@ -13,7 +13,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from tests.daemon import await_builds
 from tests.drones import Gate, gone, running_drone
+from tests.installs import install, lay_user
 from tests.parts import need
 from tests.portage import Host, Overlay, lay_host, lay_overlay
 from tests.swarms import Node, running_swarm, until
@@ -23,6 +25,7 @@ PLAIN = [f"app-misc/hello-1.{number}" for number in range(3)]
 NEEDED_BY_OTHERS, VIRTUAL = "app-misc/lib-1", "virtual/lib-0"
 OTHERS = [f"app-misc/p{number}-2" for number in range(3)]
 SLOW, HARD = "app-misc/slow-1", "app-misc/hard-1"
+FREE = [NEEDED_BY_OTHERS, *PLAIN, *OTHERS]
 TEN = [HARD, SLOW, NEEDED_BY_OTHERS, VIRTUAL, *PLAIN, *OTHERS]
 OFFLINE_S = 60
 """For as long a drone may be silent; a new leader waits that long too."""
@@ -54,33 +57,8 @@ def lay_tree(path: Path, gate: Gate) -> Overlay:
     return tree
 
 
-def lay_user(folder: Path, tree: Overlay, node: Node) -> Host:
-    """Of somebody who installs from this node, and believes nothing but the swarm's key."""
-    home, url = folder / "gnupg", f"{node.daemon.url('buildswarm')}/binhost"
-    home.mkdir(mode=0o700, parents=True)
-    key = node.daemon.request("GET", "/binhost/swarm.asc", surface="buildswarm")
-    assert key.status == 200
-    gpg(home, "--import", given=key.body)
-    (own, *_) = re.findall(rb"^fpr:+([0-9A-F]+):", gpg(home, "--with-colons", "--list-keys"), re.M)
-    gpg(home, "--import-ownertrust", given=own + b":6:\n")
-    gpg(home, "--check-trustdb")
-    return lay_host(
-        folder / "host", tree, binhost=url, verify_signatures=True,
-        features="binpkg-request-signature",
-        make_conf=f'BINPKG_GPG_VERIFY_GPG_HOME="{home}"\nGPG_VERIFY_USER_DROP=""\n'
-        'GPG_VERIFY_GROUP_DROP=""',
-    )  # fmt: skip
-
-
-def gpg(home: Path, *arguments: str, given: bytes = b"") -> bytes:
-    return subprocess.run(
-        ["gpg", "--homedir", home, "--batch", "--no-autostart", *arguments],
-        input=given, check=True, capture_output=True, timeout=30,
-    ).stdout  # fmt: skip
-
-
-def install(host: Host, packages: list[str]) -> None:
-    done = host.emerge("--getbinpkgonly", "--oneshot", *(f"={cpv}" for cpv in packages))
+def install_all(host: Host, packages: list[str]) -> None:
+    done = install(host, *(f"={cpv}" for cpv in packages))
     assert done.returncode == 0, done.stdout[-4000:]
 
 
@@ -99,10 +77,7 @@ def test_drone_and_leader_are_killed_and_each_package_is_received_once(tmp_path:
     with running_swarm(tmp_path / "swarm", **settings) as swarm, ExitStack() as stack:
         leader = swarm.leader()
         left = [node for node in swarm.nodes if node is not leader]
-        until(
-            lambda: leader.request("GET", "/status", surface="buildswarm").status == 200,
-            "the state does not come to the version that has builds",
-        )
+        await_builds(leader.daemon)
         ask(leader, "POST", "/queue", {"packages": TEN, "session_name": "ten"})
         urls = [node.daemon.url("buildswarm") for node in (leader, *left)]
         drones = {}
@@ -117,27 +92,28 @@ def test_drone_and_leader_are_killed_and_each_package_is_received_once(tmp_path:
         pid = gate.waiting()
         victim = next(d for d in drones.values() if str(d.host.path) in working_dir(pid))
         assert victim.name.startswith("drone-")
-        rows = {row["name"]: row for row in ask(leader, "GET", "/nodes?all=true")}
-        held = rows[victim.name]["assigned_packages"]
-        assert SLOW in held
+        assert SLOW in held_by(leader, victim.name)
         victim.kill()
         leader.kill()
         killed_at = time.monotonic()
         gate.open()
 
         # The rest goes on meanwhile, and is installed as it comes.
-        early = [name for name in (NEEDED_BY_OTHERS, *PLAIN, *OTHERS) if name not in held]
-        until(lambda: received(left[0], early), "the rest does not go on", OFFLINE_S)
-        assert time.monotonic() - killed_at < OFFLINE_S
-        fresh = lay_user(tmp_path / "fresh", tree, left[1])
-        install(fresh, early)
+        until(lambda: only_his_are_left(left[0], victim.name), "the rest does not go on", OFFLINE_S)
+        early = [name for name in FREE if name in received(left[0])]
+        assert early
+        key = left[1].daemon.request("GET", "/binhost/swarm.asc", surface="buildswarm")
+        assert key.status == 200
+        binhost = f"{left[1].daemon.url('buildswarm')}/binhost"
+        fresh = lay_user(tmp_path / "fresh", tree, binhost, key.body)
+        install_all(fresh, early)
 
         until(
             lambda: standings(left[0]) == {"received": len(TEN)}, "not all of them are received",
-            killed_at + 2 * OFFLINE_S - time.monotonic(),
+            killed_at + 4 * OFFLINE_S - time.monotonic(),
         )  # fmt: skip
         check_once(left[0], victim.name)
-        install(fresh, [name for name in TEN if name not in early])
+        install_all(fresh, [name for name in TEN if name not in early])
         assert installed(fresh) == set(TEN)
         assert subprocess.run([fresh.root / "usr/bin/hard"], check=False).returncode == 0
         until(lambda: gone(pid), "the build of the drone that was killed goes on", OFFLINE_S)
@@ -147,9 +123,21 @@ def test_drone_and_leader_are_killed_and_each_package_is_received_once(tmp_path:
             assert [*pool.map(lambda drone: drone.stop(), survivors)] == [0, 0]
 
 
-def received(node: Node, packages: list[str]) -> bool:
-    by_name = {entry["package"]: entry["status"] for entry in ask(node, "GET", "/queue")}
-    return all(by_name[name] == "received" for name in packages)
+def received(node: Node) -> set[str]:
+    entries = ask(node, "GET", "/queue")
+    return {entry["package"] for entry in entries if entry["status"] == "received"}
+
+
+def held_by(node: Node, drone: str) -> set[str]:
+    (row,) = (row for row in ask(node, "GET", "/nodes?all=true") if row["name"] == drone)
+    return set(row["assigned_packages"])
+
+
+def only_his_are_left(node: Node, drone: str) -> bool:
+    """Of what waits for nothing. He holds what he held, for nobody knows yet that he is gone."""
+    done, held = received(node), held_by(node, drone)
+    assert SLOW in held, "the rest did not go on before his was taken from him"
+    return done | held >= set(FREE)
 
 
 def working_dir(pid: int) -> str:

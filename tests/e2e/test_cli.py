@@ -162,6 +162,29 @@ def test_explain_tells_why_a_job_waits(daemon: Daemon) -> None:
     assert say(daemon, "cancel", job_id).status == 0
 
 
+def test_explain_tells_why_a_package_waits(daemon: Daemon) -> None:
+    def ask(method: str, path: str, body: object) -> None:
+        key = {"X-Admin-Key": say(daemon, "admin-key").out.strip()}
+        answer = daemon.request(method, path, body, surface="buildswarm", headers=key)
+        assert answer.status == 200, answer.body
+
+    package = "app-misc/hello-1.0"
+    ask("POST", "/api/v1/queue", {"packages": [package], "session_name": "one"})
+    assert say(daemon, "explain", package).out.startswith("no builder is registered: ")
+    drone = {"id": "d1", "name": "drone-1", "ip": "127.0.0.1", "capabilities": {"cores": 2}}
+    ask("POST", "/api/v1/register", drone)
+    said = say(daemon, "explain", package)
+    assert said.out.startswith("goes to whoever comes for work first: drone-1; it is next\n")
+    ask("POST", "/api/v1/control", {"action": "block", "target": package})
+    (row,) = say(daemon, "jobs", "--kind", "package", "--json").json["jobs"]
+    told = say(daemon, "explain", "--json", row["id"]).json
+    assert told["waits_for"][0].startswith("the end of its block in ")
+    assert told["nodes"] == [
+        {"node": "drone-1", "can_run": False, "reasons": ["only sweepers get what is blocked"]}
+    ]
+    assert say(daemon, "explain", "app-misc/hello").status == 1
+
+
 @pytest.mark.parametrize("name", ["logs", "cancel", "explain"])
 @pytest.mark.parametrize("job_id", ["no-such-job", "a/b?c#d", "..", "é"])
 def test_unknown_job_is_an_error(daemon: Daemon, name: str, job_id: str) -> None:

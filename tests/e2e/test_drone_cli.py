@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.cli import swarmd
-from tests.daemon import Daemon, free_ports, running_daemon
+from tests.daemon import Daemon, await_builds, free_ports, running_daemon
 from tests.drones import Gate, gone, running_drone, start_drone
 from tests.parts import need
 from tests.portage import Host, Overlay, lay_host, lay_overlay
@@ -64,13 +64,6 @@ class Swarm:
             return package in [each["package"] for each in row["build_progress"]]
 
         until(known, f"{drone} does not begin {package}", WORDS_S)
-
-
-def await_builds(daemon: Daemon) -> None:
-    until(
-        lambda: daemon.request("GET", "/api/v1/status", surface="buildswarm").status == 200,
-        "the state does not come to the version that has builds",
-    )
 
 
 @pytest.fixture(scope="module")

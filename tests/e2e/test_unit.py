@@ -214,8 +214,16 @@ def test_a_killed_runner_takes_its_jobs_along_and_they_run_again(node: Host) -> 
 
 
 def test_stopping_the_runners_unit_ends_the_jobs_and_queues_them_again(node: Host) -> None:
+    """Also where its stop goes on after its process has ended: the node does not come between."""
+    late = "/run/systemd/system/swarmd-runner.service.d/late.conf"
+    node.machine.write(late, "[Service]\nExecStopPost=sleep 1\n")
+    node.machine.run("systemctl", "daemon-reload")
     job = node.start_job()
-    node.machine.run("systemctl", "stop", RUNNER)
+    try:
+        node.machine.run("systemctl", "stop", RUNNER)
+    finally:
+        node.machine.path(late).unlink()
+        node.machine.run("systemctl", "daemon-reload")
     assert not node.lives(job.pid)
     assert node.pid_of(job.id) != job.pid
     assert node.job(job.id)["recoveries"] == 0, "the job is not to blame"

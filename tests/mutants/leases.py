@@ -43,6 +43,13 @@ MUTANTS = (
         "            while node_id in self._taking:\n", "            while False:\n", GIVING,
     ),
     Mutant(
+        "a lease is granted between two takings", LEADER,
+        "        self._taking.update(taken.lost)\n"
+        "        for node_id, attempts in (doubtful | taken.lost).items():\n",
+        "        for node_id, attempts in (doubtful | taken.lost).items():\n"
+        "            self._taking.add(node_id)\n", GIVING,
+    ),
+    Mutant(
         "a node that had no lease goes on without a look at the state", NODE,
         "        if self._looked:\n", "        if True:\n", ASKING,
     ),

@@ -37,9 +37,10 @@ def page(lists: Lists, findings: Findings, seeds: int, seconds: float) -> str:
     numbers = [each.sought.seed for each in found if each.sought and each.sought.seed is not None]
     counts = f"Of {len(every)} mutants {caught} are caught by their tests."
     if numbers:
+        early = sum(number <= seeds for number in numbers)
         counts += (
-            f" {len(numbers)} are found by a seed of the first {seeds} too, {numbers.count(1)} of"
-            " them by the first."
+            f" {early} are found by a seed of the first {seeds} too, {numbers.count(1)} of them by"
+            f" the first, and {len(numbers) - early} by a later one."
         )
     lines = [_HEAD.format(seeds=seeds, seconds=seconds, counts=_wrapped(counts))]
     for title, mutants in lists:

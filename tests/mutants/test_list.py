@@ -39,6 +39,12 @@ def test_each_has_a_name_of_its_own_and_a_test_that_caught_it() -> None:
     assert [m.name for m in EVERY if m.name not in caught] == []
 
 
+def test_each_was_found_by_a_seed_or_says_why_not() -> None:
+    findings = Findings()
+    found = {m.name for m in EVERY if (s := findings.of(m).sought) is not None and s.seed}
+    assert [m.name for m in EVERY if m.name not in found and not m.unseeded] == []
+
+
 def test_reasons_are_for_mutants_that_there_are() -> None:
     assert [*WHY.keys() - {mutant.name for mutant in EVERY}] == []
 

@@ -17,6 +17,19 @@ COSTS = "it costs time or memory, and no rule of a history"
 TWICE = "another check stands behind it, and each is tested without the other"
 LIARS = "no simulated node says what is not so"
 FIVE = "a run of chaos has five hosts at the most, and five may vote"
+LATE = "who waits is told at its deadline alone: it costs time, and no rule of a history"
+VOUCHED = "a leader itself asks no sooner (`Vouching.ask`)"
+ALONE = "no fault takes a log away alone"
+SPARED = "chaos removes a host only while most voters are there and level (`Stage.spared`)"
+TOLD_NOBODY = (
+    "what was still under way would be done once, and nobody was told that it was not: it shows"
+    " only where the same request is in the log twice, before and after"
+)
+TAKEN = (
+    "it takes a node that was silent for 4 s and asks, and looks at the state, within the round"
+    " trips in which its work is taken back"
+)
+BEHIND = "it takes a move to a replica that is behind just then, and a read of that one's own word"
 
 WHY: dict[str, str] = {
     # The core
@@ -88,4 +101,97 @@ WHY: dict[str, str] = {
     "a copy that goes on is sent from its beginning": COSTS,
     "stays with a replica that is cut off from the others": COSTS,
     "stays with a replica that is silent": COSTS,
+    # What time alone tells
+    "does not send again after a change of leaders": LATE,
+    "does not try again what a leader refused": LATE,
+    "what became of requests does not come with a copy": LATE,
+    "what became of requests is lost with its session": LATE,
+    "no lease: a vote request deposes a living leader": "it costs an election: who wins has all"
+    " that was agreed on, and nothing rests on this lease, for reads and leases ask a quorum",
+    "who lags gets a vote": "a voter that lags costs time until it is level, and all are there in"
+    " the end",
+    "time away in an earlier absence counts": "votes move to learners for nothing: as many vote as"
+    " should, and all of them are there",
+    # What another check makes good
+    "an old append is not known for one": "what is committed agrees with every leader's log, so"
+    " nothing of it is taken, and its answer says less than the leader knows"
+    " (`Progress.acknowledge`)",
+    "takes a snapshot that is behind its own log": "one of an earlier leader is ignored for its"
+    " term, one leader sends nothing else until it knows what became of its copy, and where the log"
+    " has the copy's last entry it goes by that (`Log.matches`)",
+    "reads before an entry of its own term is committed": f"{VOUCHED}; others reach it within the"
+    " round trip of its first entry alone, and what they are told is old only where it and they"
+    " missed the last commit before",
+    "the only voter reads before an entry of its term is committed": f"{VOUCHED}; a learner alone"
+    " could ask it otherwise, in the second before that votes too",
+    "a new leader forgets changes of members that wait": "nobody changes members through a leader"
+    " that has not applied what came before its term (`Leadership.ready`), and then none waits",
+    "votes anew after its log was lost": f"{ALONE}; the check that follows finds a log that ends"
+    " before the state does (`find_put_back`)",
+    "who lost the lead vouches on": "leases alone ask so, and look at who leads once more before"
+    " one is granted (`Leases.renew`)",
+    "the word of a swarm of one outlives its node": "such a hold is taken back when others come,"
+    " and of who is no member none is counted (`Leases.ends`)",
+    "takes requests of a node that was removed": TOLD_NOBODY,
+    "takes requests of a boot that is over": TOLD_NOBODY,
+    "shares the word of a heartbeat that went before": "a lease by that word is as safe unless its"
+    " answer is under way for 1.5 s: so much later than the heartbeat's start another is elected,"
+    " and gives work away",
+    # What no run comes to
+    "commits beyond what was agreed on with the leader": "an append that ends before what is"
+    " committed is one of over 512 KiB, or follows on 64 that nobody answered, and the follower's"
+    " log has to end in entries of another leader",
+    "says busy of what an earlier leader may have done": "a leader says busy with 32 MiB under way,"
+    " a replica with 128 batches of others: no run has as much",
+    "a hold ends before what runs by it is cut short": "the runner of the simulation always takes"
+    " what it is told, within a millisecond",
+    "alone without end, and nobody can know of it": "who is alone renews its lease within a second"
+    " of another's coming, and that one votes no sooner (`settle_s`); and it takes two to go on"
+    " without it",
+    "work is taken from a node whose hold nobody had seen": "it takes a hold that comes into the"
+    " log within the round trip between the leader's look and the taking, of a node that was silent"
+    " for 4 s",
+    "takes the place of a node that is still there": "a host of chaos begins anew when its node has"
+    " ended: no other is there under its id",
+    "a removal counts on voters that are not there": f"{SPARED}, so there is nothing to refuse",
+    "the only voter goes, and nobody has all that it had": f"{SPARED}, never the only voter; of"
+    " several the others have all, whoever gets its vote",
+    "a voter that is gone keeps its vote beside its successor's": f"{FIVE}, and all are there in"
+    " the end",
+    "takes voters out until no quorum is left": "a member is taken out of the log after 600 s, and"
+    " no host of chaos is away for as long",
+    "counts anew after its log was lost": f"{ALONE}; one that is put back is some seconds old, and"
+    " goes on from a boot of then: it has to have been started again in between",
+    "a watch begins before the replica heeds it": "it takes an event of the sort that is watched"
+    " for, and by nobody else at that node, within the round trip in which a watch begins there",
+    "those it serves are not told that a copy left outcomes out": "nodes leave a replica a second"
+    " after it hears of no leader: it has to fall behind by more than the log keeps, and to get a"
+    " copy, within that second",
+    "a replica that knows less shows an older state": BEHIND,
+    "forgets which state it has seen": f"{BEHIND}, and no beat may have come since from the one"
+    " before",
+    "a write of an entry since replaced counts as its own": "it takes a write that lasts over a"
+    " change of terms and the conflicting append of the next leader, and a crash before the newer"
+    " write is done",
+    "forgets that an earlier leader was told": "what one leader took has to be agreed on after the"
+    " deadline of who asked, who has met with nothing but refusals since",
+    "shares the answer to a question asked before": "a write has to be acknowledged, and a read to"
+    " begin elsewhere, within the round trip of a question asked there before; and that node must"
+    " not have applied the write when the answer comes",
+    "takes the outcome of an earlier boot for its own": "requests of two boots have to be of one"
+    " number, the second under way; and what is answered too early is done within moments: somebody"
+    " has to read before that",
+    "a lease counts from its answer, not from when it was asked for": "it takes an answer that is"
+    " half a second late, to a node that is not heard of any more from then on, and work that lasts"
+    " for all of the 4 s after it",
+    "a leader grants leases without a quorum's word": "it takes a leader that is cut off with work"
+    " of its own, and another that is elected at once: a leader without a quorum gives up within"
+    " two elections' time",
+    "a lease is granted while work of the node is being given away": TAKEN,
+    "a lease is granted between two takings": TAKEN,
+    "a node that had no lease goes on without a look at the state": "the runner has ended by then"
+    " all that ran by the lease before, and what was given away comes by the feed as well: it takes"
+    " a job that is ordered before that",
+    "begins its log behind a copy that is not in place yet": "the process has to end within the one"
+    " write with which the log begins anew, and that write has to be on disk all the same",
 }

@@ -17,6 +17,7 @@ import trio
 from swarmd.cluster.opening import OpeningSettings
 from swarmd.cluster.proposals import ProposalSettings
 from swarmd.cluster.replica import ReplicaSettings
+from swarmd.cluster.snapshots import decode_conf
 from swarmd.domain.jobs import RECOVERIES_MAX
 from swarmd.domain.nodes import Capacity
 from swarmd.sim.bottle import Bottle
@@ -27,9 +28,12 @@ from swarmd.sim.stage import Stage
 from swarmd.sim.witness import Broken
 from swarmd.sim.workers import SLOTS, Workers
 from swarmd.sim.world import World
+from swarmd.state.machine import Place
+from swarmd.state.store import Slot
 from tests import linearize
 from tests.linearize import Operation
-from tests.sim.registers import History, Read, Write
+from tests.sim.moments import moments, patient
+from tests.sim.registers import History, Read, Write, check_glances
 from tests.sim.users import Users
 from tests.sim.watchers import WANTS, Watcher
 
@@ -58,8 +62,8 @@ def quick(
 
 
 def cramped(replicas_max: int = 9) -> OpeningSettings:
-    """Bounds that a few clients reach."""
-    bounds = ProposalSettings(in_flight_max=6)
+    """Bounds that a few clients reach; and who waits is told before it loses patience."""
+    bounds = ProposalSettings(in_flight_max=6, wait_s_max=3.0)
     return quick(ReplicaSettings(proposals=bounds, replicas_max=replicas_max))
 
 
@@ -97,7 +101,12 @@ class Chaos:
         self.rounds = rounds
         self.shape = shape
         self.users = Users(seed, shape.pace, executors=bool(shape.executors))
-        self.kinds = {**KINDS, "burst": Kind(self.users.burst), "reads": Kind(self.users.reads)}
+        self.kinds = {
+            **{n: patient(kind) if kind.of_members and kind.whole else kind
+               for n, kind in KINDS.items()},
+            **moments(self.users),
+            "burst": Kind(self.users.burst), "reads": Kind(self.users.reads),
+        }  # fmt: skip
         self.schedule = list(schedule) if schedule is not None else self.drawn()
         self.operations = 0
         self.moves = 0
@@ -113,7 +122,7 @@ class Chaos:
         )  # fmt: skip
 
     async def run(self, world: World) -> None:
-        observer = Observer()
+        observer = Onlooker(world)
         observer.watch(world)
         observer.token_of = _token_of
         stage = await self._begin(world, observer)
@@ -152,6 +161,8 @@ class Chaos:
         world.voters = replace(world.voters, voters=shape.voters)
         if isinstance(world, Bottle):
             world.capacity, world.runs = capacity, WatchedRuns(observer)
+            bounds = world.settings.replica.proposals
+            world.remote_settings = replace(world.remote_settings, proposals=bounds)
             await world.populate(*shape.founders)
             return Stage(world, self.kinds, newcomers)
         workers = Workers(world)
@@ -210,6 +221,13 @@ class Chaos:
         for key in dict.fromkeys(op.key for op in jobs):
             jobs.append(Operation("end", "see", None, standings.get(key), now, now, key))
         _check_order(settings, observer.order)
+        check_glances(self.users.glances, observer.order)
+        # Of writes that nobody was told of, those that were never applied have no place in any
+        # order: so the search is left with what may have been seen.
+        settings = [
+            op for op in settings
+            if op.kind != "write" or op.known or op.argument.encode() in observer.order
+        ]  # fmt: skip
         for model, history in (("setting", settings), ("job", jobs)):
             verdict = linearize.check(history, linearize.MODELS[model])
             if not verdict:
@@ -217,6 +235,30 @@ class Chaos:
         self.operations = len(settings) + len(jobs)
         if self.rounds >= 8 and len(self.schedule) == self.rounds:
             assert sum(op.known for op in settings) > 20, "hardly anything was done"
+
+
+class Onlooker(Observer):
+    """It looks at what the world alone has, besides: the disks, and what it is set to."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+
+    def applies(self, name: str, place: Place, slots: Sequence[Slot], upto: Place) -> None:
+        super().applies(name, place, slots, upto)
+        disk = next((h.disk for h in self._world.hosts.values() if h.disk.name == name), None)
+        for slot in slots if disk is not None else ():
+            assert disk is not None
+            log, at = disk.stored, slot.index
+            if at >= log.first_index() and (at > log.last_index() or log.term(at) != slot.term):
+                raise Broken(f"{name} applies {at}, which its own disk does not have")
+
+    def _look_at_voters(self, packed: bytes) -> None:
+        super()._look_at_voters(packed)
+        conf = decode_conf(packed)
+        everyone = {*conf.voters, *conf.learners, *conf.learners_next}
+        if len(everyone) > self._world.settings.replica.replicas_max:
+            raise Broken(f"these have replicas, and are more than may: {sorted(everyone)}")
 
 
 def _token_of(job_id: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -50,6 +50,41 @@ class History:
             reads[read.key].append(read)
         for key in reads.keys() | writes.keys():
             _check_key(writes[key], reads[key], order)
+
+
+@dataclass(slots=True)
+class Glance:
+    """What a register was at one node, between its start and its end: by its own word, or as it
+    was vouched for."""
+
+    life: int
+    key: str
+    began: float
+    ended: float
+    value: bytes | None
+    local: bool = True
+
+
+def check_glances(glances: Sequence[Glance], order: Mapping[bytes, int]) -> None:
+    """What a node has by itself may be old, and is never older than what it showed before."""
+    lives: dict[tuple[int, str], list[Glance]] = defaultdict(list)
+    for glance in glances:
+        lives[glance.life, glance.key].append(glance)
+    for mine in lives.values():
+        by_end = sorted(mine, key=lambda each: each.ended)
+        newest, newest_of, at = -1, None, 0
+        for glance in sorted(mine, key=lambda each: each.began):
+            while at < len(by_end) and by_end[at].ended < glance.began:
+                place = _place_of(by_end[at], order)
+                if place > newest:
+                    newest, newest_of = place, by_end[at]
+                at += 1
+            if glance.local and _place_of(glance, order) < newest:
+                raise Stale(f"{glance} began after {newest_of} had ended, at the same node")
+
+
+def _place_of(glance: Glance, order: Mapping[bytes, int]) -> int:
+    return -1 if glance.value is None else order[glance.value]
 
 
 def _check_key(writes: list[Write], reads: list[Read], order: Mapping[bytes, int]) -> None:

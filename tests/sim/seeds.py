@@ -24,13 +24,15 @@ from tests.sim.chaos import EXECUTORS, SMALL, Chaos, Shape, cramped, quick
 DENSE_S = 120.0
 """So long a run may be dense all the time."""
 PACES = (3.0, 6.0, 9.0)
-SORTS = (
+SORTS: tuple[tuple[tuple[str, ...], tuple[str, ...], int], ...] = (
     (("a", "b", "c", "d"), ("e",), 3),
     (("a",), ("b", "c", "d", "e"), 3),
     (("a", "b", "c", "d"), ("e",), 4),
     (("a", "b", "c"), ("d", "e"), 2),
 )
 """Who is there from the beginning, who comes, and how many are to vote."""
+ALL = ("a", "b", "c", "d", "e")
+FOUR = replace(SMALL, founders=("a", "b", "c", "d"), voters=4)
 HANGS_S = 600.0
 """A seed that takes this much longer than it simulates has hung."""
 
@@ -56,12 +58,15 @@ class Outcome:
 
 def shape_of(seed: int, seconds: float) -> Shape:
     """The seed decides about everything. Of four one is small and keeps its members, one is small
-    and changes them, and two are of whole nodes; of these some begin as a single node, and some
-    have an even number of voters. Where it takes long there are calmer stretches, too."""
+    and changes them, and two are of whole nodes, in one of which not all have replicas. Some begin
+    as a single node, and some have an even number of voters. Where it takes long there are calmer
+    stretches, too."""
     pace = 1.0 if seconds <= DENSE_S else PACES[seed // 16 % len(PACES)]
     if seed % 4 == 0:
-        return replace(SMALL, executors=EXECUTORS, pace=pace)
+        return replace(SMALL if seed % 8 else FOUR, executors=EXECUTORS, pace=pace)
     founders, newcomers, voters = SORTS[seed // 4 % len(SORTS)]
+    if seed % 4 == 2:
+        founders, newcomers = ALL, ()
     return Shape(founders, newcomers, voters, seed % 4 >= 2, members_change=True, pace=pace)
 
 
@@ -72,9 +77,8 @@ def chaos_of(seed: int, seconds: float, schedule: Sequence[Fault] | None = None)
 
 
 def settings_of(seed: int) -> OpeningSettings:
-    """In some swarms of whole nodes not all have replicas."""
-    voters = SORTS[seed // 4 % len(SORTS)][2]
-    replicas_max = 3 if seed % 4 == 2 and voters <= 3 else 9
+    """In some swarms of whole nodes none but those who vote have replicas."""
+    replicas_max = SORTS[seed // 4 % len(SORTS)][2] if seed % 4 == 2 else 9
     if seed % 3 == 0:
         return cramped(replicas_max)
     return quick(ReplicaSettings(replicas_max=replicas_max))

@@ -10,12 +10,12 @@ from swarmd.cluster.handle import Hosted
 from swarmd.control.attendance import LEASE_S, OFFLINE_S, SILENT_S
 from swarmd.domain.actors import Actor
 from swarmd.domain.builds import Control, Outcome
-from swarmd.ops import builds
+from swarmd.ops import builds, queueing
 from swarmd.ops.builds import BuilderSays, BuildFilter
 from swarmd.sim.bottle import Bottle
+from swarmd.sim.builders import DRONE, Builder
 from swarmd.state.build_queries import BuildCounts, CountBuilds, ListBuilders, ViewBinHost
 from swarmd.state.commands import T
-from tests.sim.builders import DRONE, Builder
 from tests.sim.world import bottled
 
 ADMIN = Actor("admin", "buildswarm")
@@ -39,7 +39,7 @@ async def until(bottle: Bottle, holds: Callable[[BuildCounts], bool], within_s: 
 
 
 async def queue(bottle: Bottle, *names: str) -> None:
-    await ask(bottle, lambda c: builds.enqueue(c, ADMIN, names, "a session", "session-1"))
+    await ask(bottle, lambda c: queueing.enqueue(c, ADMIN, names, "a session", "session-1"))
 
 
 def says(name: str, task: str | None = None) -> BuilderSays:

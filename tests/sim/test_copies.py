@@ -64,6 +64,23 @@ async def test_the_end_of_the_process_amid_an_installation_is_mended(world: Worl
     assert await world.get(name, "k99") == "v"
 
 
+async def times_damaged(world: World, name: str, word: bytes, put: bytes) -> int:
+    """Until it has caught up, by a copy that is damaged on its way the first two times."""
+    damaged = 0
+
+    def damage(method: str, source: str, target: str, data: bytes) -> bytes:
+        nonlocal damaged
+        if target != name or word not in data or damaged >= 2:
+            return data
+        damaged += 1
+        return data.replace(word, put, 1)
+
+    world.network.in_transit = damage
+    await world.start(name)
+    await world.until(lambda: world.replica(name).log_view().applied > 90, 60, "caught up")
+    return damaged
+
+
 @simulated(31, quick())
 async def test_a_copy_that_was_damaged_on_its_way_is_fetched_again(world: World) -> None:
     await world.swarm_of("a", "b", "c")
@@ -71,20 +88,17 @@ async def test_a_copy_that_was_damaged_on_its_way_is_fetched_again(world: World)
     await world.put("a", "what", "is precious")
     await world.settle()
     await fall_behind(world, name)
-    damaged = 0
-
-    def damage(method: str, source: str, target: str, data: bytes) -> bytes:
-        nonlocal damaged
-        if target != name or b"precious" not in data or damaged >= 2:
-            return data
-        damaged += 1
-        return data.replace(b"precious", b"useless!", 1)
-
-    world.network.in_transit = damage
-    await world.start(name)
-    await world.until(lambda: world.replica(name).log_view().applied > 90, 60, "caught up")
+    assert await times_damaged(world, name, b"precious", b"useless!") == 2
     await world.settle()
-    assert damaged == 2
+
+
+@simulated(39, quick())
+async def test_a_copy_that_cannot_be_opened_is_fetched_again(world: World) -> None:
+    """From its beginning: of what is here whole nothing would be asked for."""
+    await world.swarm_of("a", "b", "c")
+    name = await a_follower(world)
+    await fall_behind(world, name)
+    assert await times_damaged(world, name, b"SQLite format 3", b"SQLite format x") == 2
 
 
 @simulated(32)

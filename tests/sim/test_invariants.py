@@ -14,6 +14,7 @@ from swarmd.domain.events import (
     Event,
     EventBody,
     JobAssigned,
+    JobBlocked,
     JobEnded,
     JobReady,
     JobRequeued,
@@ -54,6 +55,10 @@ def stopped(attempt: int = 1, reason: str = "cancelled") -> EventBody:
     return AttemptStopped(J, AttemptId(attempt), A, reason)
 
 
+def blocked(attempt: int | None = 1, why: str = "blocked") -> EventBody:
+    return JobBlocked(J, None if attempt is None else AttemptId(attempt), why, 9)
+
+
 def ended(status: JobStatus = JobStatus.COMPLETED, attempt: int | None = 1) -> EventBody:
     return JobEnded(J, status, None if attempt is None else AttemptId(attempt))
 
@@ -78,6 +83,9 @@ def heed(ledger: Ledger, *bodies: EventBody, index: int = 1) -> None:
          ended(attempt=2)),
         (submitted(), given(), requeued(), ended(CANCELLED)),
         (submitted(ready=False), ended(FAILED, None)),
+        (submitted(), given(), started(), blocked(), given(2, node_id=B), ended(attempt=2)),
+        (submitted(), blocked(None), READY, given(), ended()),
+        (submitted(), given(), blocked(why="aside"), ended(CANCELLED, None)),
     ],
 )  # fmt: skip
 def test_what_jobs_may_do_is_no_anomaly(history: tuple[EventBody, ...]) -> None:
@@ -93,6 +101,10 @@ def test_what_jobs_may_do_is_no_anomaly(history: tuple[EventBody, ...]) -> None:
         ((given(),), "nobody has submitted"),
         ((submitted(ready=False), given()), "is given to a, and is pending"),
         ((submitted(), READY), "made ready, and is ready"),
+        ((submitted(), blocked(None, "aside"), given()), "is given to a, and is pending"),
+        ((submitted(), blocked(None), READY, blocked(None), READY, READY), "and is ready"),
+        ((submitted(), given(), blocked(2)), "is given back by attempt 2"),
+        ((submitted(), given(), blocked(None)), "is blocked, and is assigned"),
         ((submitted(), given(), given(2, node_id=B)), "is given to b, and is assigned"),
         ((submitted(), given(2), requeued(2), given(2)), "attempt 2 comes after 2"),
         ((submitted(), given(), started(2)), "starts by attempt 2"),

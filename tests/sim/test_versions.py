@@ -10,14 +10,17 @@ import trio
 
 from swarmd.cluster.opening import OpeningSettings
 from swarmd.domain.errors import NotFound, SwarmError, Unavailable
+from swarmd.domain.terminals import TerminalEnd
 from swarmd.sim.world import CLIENT, World
-from swarmd.state.build_commands import RemoveBinPkg
 from swarmd.state.commands import VERSION
+from swarmd.state.terminal_commands import EndTerminal
 from swarmd.state.versions import Outdated
 from tests.sim.world import simulated
 
 OLD = VERSION - 1
 ALL = ("a", "b", "c")
+NEW = EndTerminal("none", TerminalEnd.LEFT)
+"""Of those that came with this version."""
 RAISED_S = 8.0
 
 
@@ -50,7 +53,7 @@ async def test_what_is_new_waits_until_the_last_has_it(world: World) -> None:
     for name in (first, *others):
         assert in_force(world) == {OLD}
         with pytest.raises(Unavailable, match="being upgraded"):
-            await world.replica(name).propose(RemoveBinPkg("none"), CLIENT)
+            await world.replica(name).propose(NEW, CLIENT)
         await restart(world, name, VERSION)
         for other in ALL:
             assert await world.get(other, f"{name}-as-of") == str(VERSION)
@@ -58,8 +61,8 @@ async def test_what_is_new_waits_until_the_last_has_it(world: World) -> None:
             await trio.sleep(RAISED_S)
             assert in_force(world) == {OLD}, f"after {name}"
     await world.until(lambda: in_force(world) == {VERSION}, RAISED_S, "the new version")
-    with pytest.raises(NotFound, match="no such binary package"):
-        await world.propose(first, RemoveBinPkg("none"))
+    with pytest.raises(NotFound, match="no such terminal"):
+        await world.propose(first, NEW)
     await world.settle()
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import trio
 
 from swarmd.cluster.feed import FellBehind
-from swarmd.cluster.handle import Cluster
+from swarmd.cluster.handle import Cluster, local_reads
 from swarmd.domain.errors import Busy, Conflict, NotFound, SwarmError, Unavailable
 from swarmd.domain.jobs import Constraint, Fetch, Installed, Job, JobId, JobSpec, Resources
 from swarmd.ops import jobs as ops
@@ -27,6 +27,7 @@ from swarmd.sim.world import CLIENT, World
 from swarmd.state.commands import NewJob, PutSetting, Refusal, SubmitJobs
 from swarmd.state.queries import FindJob, GetSetting, T
 from tests.linearize import Operation
+from tests.sim.registers import Glance
 from tests.sim.watchers import Watcher
 
 PATIENCE_S = 5.0
@@ -41,6 +42,11 @@ REGISTERS = ("left", "middle", "right")
 BURST = 30
 READS = 6
 """At each host, in a burst of them."""
+LENGTHS_S = (0.05, 0.05, 0.5, 0.5, 2.0, 6.0)
+"""Of jobs: some run for longer than anybody is waited for."""
+FILLED = 60
+SIDES_S = 0.02
+"""From one question to the next, where both sides of a cut are asked."""
 
 
 class Users:
@@ -52,6 +58,7 @@ class Users:
         """Who is a client comes to the end of what it does."""
         self.settings: list[Operation] = []
         self.jobs: list[Operation] = []
+        self.glances: list[Glance] = []
         self.refused = 0
         self._think_s = THINK_S * pace
         self._executors = executors
@@ -59,17 +66,19 @@ class Users:
         self._number = 0
         self._finished: dict[str, str] = {}
         """Which executor was told that it completed which job."""
+        self._lives: dict[Cluster, int] = {}
+        """Of nodes that were read from."""
 
     # Clients, each with a chance of its own, at any host that is there
 
     async def use(self, stage: Stage, client: str) -> None:
         rng = random.Random(f"{self.seed}{client}")
-        acts = (self._put, self._write, self._read, self._keep, self._submit, self._see,
-                self._cancel)  # fmt: skip
+        acts = (self._put, self._write, self._read, self._glance, self._keep, self._submit,
+                self._see, self._cancel)  # fmt: skip
         while not self.over:
             there = stage.there()
             if there:
-                (act,) = rng.choices(acts, (4, 5, 6, 3, 4, 5, 1))
+                (act,) = rng.choices(acts, (4, 5, 6, 4, 3, 4, 5, 1))
                 await act(Way(stage.world, rng.choice(there)), client, rng)
             await trio.sleep(rng.uniform(0, self._think_s))
 
@@ -129,10 +138,59 @@ class Users:
 
     async def _read_from(self, way: Way, client: str, key: str) -> None:
         async def work(cluster: Cluster) -> str | None:
-            value = await cluster.read(GetSetting(key))
+            value = await self._look(cluster, key, local=False)
             return None if value is None else value.decode()
 
         await self._do(self.settings, Operation(client, "read", key=key), way, work, read=True)
+
+    async def _glance(self, way: Way, client: str, rng: random.Random) -> None:
+        """At what the node has by itself."""
+        key = self._register(rng, REGISTERS)
+        try:
+            with trio.move_on_after(PATIENCE_S):
+                await way.ask(lambda cluster: self._look(cluster, key, local=True))
+        except (Busy, Gone, Unavailable):
+            self.refused += 1
+
+    async def _look(self, cluster: Cluster, key: str, *, local: bool) -> bytes | None:
+        life, began = self._lives.setdefault(cluster, len(self._lives)), trio.current_time()
+        with local_reads(local):
+            value = await cluster.read(GetSetting(key))
+        if key.partition("-")[0] in REGISTERS:
+            ended = trio.current_time()
+            self.glances.append(Glance(life, key, began, ended, value, local))
+        return value
+
+    async def fill(self, stage: Stage, name: str) -> None:
+        """Writes one after the other at one host, whatever becomes of them."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(FILLED):
+                nursery.start_soon(
+                    self._write_to, Way(stage.world, name), "fill", f"key-{self._next()}"
+                )
+                await trio.sleep(SIDES_S)
+
+    async def on_both_sides(
+        self, stage: Stage, writing: Sequence[str], reading: Sequence[str], for_s: float
+    ) -> None:
+        """One register is written at some hosts, and read at others; each by one at a time."""
+        key, ends = f"sides-{self._next()}", trio.current_time() + for_s
+        rng = random.Random(f"{self.seed}{key}")
+
+        async def write() -> None:
+            while trio.current_time() < ends:
+                await self._write_to(Way(stage.world, rng.choice(writing)), "one side", key)
+                await trio.sleep(SIDES_S)
+
+        async def read(name: str) -> None:
+            while trio.current_time() < ends:
+                await self._read_from(Way(stage.world, name), f"other side {name}", key)
+                await trio.sleep(SIDES_S)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(write)
+            for name in reading:
+                nursery.start_soon(read, name)
 
     async def burst(self, stage: Stage, fault: Fault) -> bool:
         """More at once than may be under way."""
@@ -168,7 +226,7 @@ class Users:
 
     async def _submit(self, way: Way, client: str, rng: random.Random) -> None:
         token, chance = f"job{self._next()}", rng.random()
-        length_s = rng.choice((0.05, 0.5, 2.0))
+        length_s = rng.choice(LENGTHS_S)
         if chance < 0.2:
             # Whoever submits under this key gets the job that was first.
             token = self._register(rng, ("same", "equal"))
@@ -176,6 +234,8 @@ class Users:
             operation = Operation(client, "keep", job_id, key=f"key of {token}")
             await self._do(self.settings, operation, way, partial(_kept, job_id, same))
             return
+        if chance > 0.9:
+            length_s = LENGTHS_S[-1]
         spec = _spec(
             token, length_s, gpus=rng.choice((1, 2)) if chance < 0.5 else 0,
             disconnect_s=5.0 if chance > 0.9 else None,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from api.common.auth import Guard, Peer, is_loopback, split_host
+from api.common.auth import Bearer, Guard, Peer, is_loopback, split_host, take_query_key
 from api.common.surface import Access
 from api.common.wire import Head
 from swarmd.domain.errors import Forbidden, Unauthorized
@@ -112,6 +112,25 @@ def test_no_known_key_means_closed() -> None:
             guard(loopback=False, admin_key=lambda: "").admit(head(key=shown), PEER)
 
 
+def test_a_lesser_credential_is_enough_where_a_route_takes_it() -> None:
+    found, one, nobody = guard(loopback=False), Bearer("drone one"), Bearer(None, "ask for one")
+    assert found.admit(head("x"), PEER, bearer=one).name == "drone one"
+    assert found.admit(head("x", key="a token"), PEER, bearer=one).name == "drone one"
+    assert found.admit(head("x", key="secret-key"), PEER, bearer=one).name == "admin"
+    with pytest.raises(Unauthorized, match=r"a key is needed.*a token will do: ask for one"):
+        found.admit(head("x"), PEER, bearer=nobody)
+    with pytest.raises(Unauthorized, match=r"not the right one.*ask for one"):
+        found.admit(head("x", key="y"), PEER, bearer=nobody)
+    # It says who somebody is where nothing is needed, too, and excuses no foreign page.
+    assert guard().admit(head(key="a token"), PEER, bearer=one).name == "drone one"
+    assert guard().admit(head(key="y"), PEER, bearer=nobody).name == "anonymous"
+    assert guard(unix=True).admit(head(), PEER, bearer=one).name == "local"
+    with pytest.raises(Forbidden):
+        found.admit(head(site="cross-site"), PEER, bearer=one)
+    with pytest.raises(Forbidden):
+        guard().admit(head("evil.example"), PEER, bearer=one)
+
+
 def test_a_health_check_needs_no_key() -> None:
     assert guard(loopback=False).admit(head("x"), PEER, probe=True).name == "anonymous"
     with pytest.raises(Forbidden):
@@ -147,3 +166,33 @@ def test_hosts_are_split() -> None:
     assert split_host("A.b.:80") == ("a.b", 80)
     assert split_host("[::1]:8080") == ("::1", 8080)
     assert split_host("a:x") == ("a", None)
+
+
+@pytest.mark.parametrize(
+    ("target", "key", "left"),
+    [
+        (b"/ws/x?key=s%2Fe+c", "s/e c", b"/ws/x"),
+        (b"/ws/x?a=1&key=secret&b=2", "secret", b"/ws/x?a=1&b=2"),
+        (b"/ws/x?key=one&key=two", "one", b"/ws/x"),
+        (b"/ws/x?%6bey=secret", "secret", b"/ws/x"),
+        (b"/ws/x?key", "", b"/ws/x"),
+        (b"/ws/x?keys=1", None, b"/ws/x?keys=1"),
+        (b"/ws/x", None, b"/ws/x"),
+        (b"/ws/x?", None, b"/ws/x?"),
+    ],
+)
+def test_a_key_in_a_query_is_taken_out_of_it(target: bytes, key: str | None, left: bytes) -> None:
+    for upgrade, shown in ((True, None), (True, "header"), (False, None)):
+        asked = Head("GET", target, 1, [], upgrade=upgrade, key=shown)
+        take_query_key(asked)
+        assert asked.target == left
+        assert asked.key == (shown or (key if upgrade else None))
+
+
+@pytest.mark.parametrize("query", [b"", b"?key=", b"?key=None"])
+def test_where_no_key_is_known_none_of_a_query_opens_anything(query: bytes) -> None:
+    asked = Head("GET", b"/ws/x" + query, 1, [], upgrade=True)
+    take_query_key(asked)
+    for unknown in (None, ""):
+        with pytest.raises(Unauthorized, match="closed"):
+            guard(Access.KEY, admin_key=lambda known=unknown: known).admit(asked, PEER)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -260,9 +261,15 @@ def yardstick() -> float:
     return min(once() for _ in range(5))
 
 
-async def longest_hold(body: bytes, kind: Any, array: bool) -> float:
-    """Best of five: another process may take the core's caches in the middle of one."""
-    return min([await _hold(body, kind, array) for _ in range(5)])
+async def longest_hold(body: bytes, kind: Any, array: bool, enough: float) -> float:
+    """Best of five: another process may take the core's caches in the middle of one. The first
+    that is short enough will do."""
+    best = math.inf
+    for _ in range(5):
+        best = min(best, await _hold(body, kind, array))
+        if best < enough:
+            break
+    return best
 
 
 async def _hold(body: bytes, kind: Any, array: bool) -> float:
@@ -337,7 +344,8 @@ def hostile() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("body", "kind", "array"), list(hostile()))
 async def test_no_body_holds_the_loop(body: bytes, kind: Any, array: bool) -> None:
-    held = await longest_hold(body, kind, array) / yardstick()
+    unit = yardstick()
+    held = await longest_hold(body, kind, array, HOLD_MAX * unit) / unit
     assert held < HOLD_MAX, f"held for {held:.1f} times what the most that may be held takes"
 
 

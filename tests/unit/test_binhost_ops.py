@@ -37,7 +37,7 @@ from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Node
 from swarmd.drivers import gpkg
 from swarmd.drivers.openpgp import PublicKey, SigningKey
-from swarmd.ops import binhost, builds, signing
+from swarmd.ops import binhost, builds, queueing, signing
 from swarmd.ops.binhost import Host, Index
 from swarmd.ops.builds import BuilderSays
 from swarmd.state.commands import VERSION
@@ -87,7 +87,7 @@ class Place:
         """As a drone would."""
         says = BuilderSays(DRONE, DRONE, ("10.0.0.1",), 1, 1 << 30, True, "", "1", None, {})
         await builds.register(self.cluster, SYSTEM, says)
-        await builds.enqueue(self.cluster, SYSTEM, cpvs, "s", f"session-{cpvs[0]}")
+        await queueing.enqueue(self.cluster, SYSTEM, cpvs, "s", f"session-{cpvs[0]}")
         made = []
         for cpv in cpvs:
             await builds.work(self.cluster, SYSTEM, DRONE, 1)
@@ -237,6 +237,46 @@ async def test_another_key_signs_from_its_making_on(place: Opens, tmp_path: Path
         assert refused < 3 and (await a.public()).fingerprint != new.fingerprint
 
 
+async def test_all_can_be_signed_by_the_new_key(place: Opens, tmp_path: Path) -> None:
+    async with place("a") as a:
+        await a.build("app-misc/p-1")
+        (before,) = await binhost.list_pkgs(a.cluster)
+        resign = partial(
+            binhost.resign, a.cluster, SYSTEM, path_of(before), a.staging, bytes_max=64 * MIB
+        )
+        index = Index(a.cluster)
+        first = await index.read()
+        assert not await resign() and await index.read() == first
+        await signing.rotate(a.cluster, SYSTEM)
+        assert await resign() and not await resign()
+        (after,) = await binhost.list_pkgs(a.cluster)
+        assert after.sha256 != before.sha256
+        same = replace(after, sha256=before.sha256, md5=before.md5, sha1=before.sha1,
+                       size_bytes=before.size_bytes, mtime_s=before.mtime_s)  # fmt: skip
+        assert same == before  # all else is, and so is its place
+        file = await a.file_of(after.sha256, tmp_path / "after")
+        assert (await gpkg.verify(file, await a.public())).sha256 == after.sha256
+        second = await index.read()
+        assert second.at > first.at and after.sha1.encode() in second.plain
+        assert before.sha1.encode() not in second.plain and not a.left()
+        with pytest.raises(NotFound):
+            await binhost.resign(a.cluster, SYSTEM, "a/b", a.staging, 64 * MIB)
+        # Somebody else takes it away, or signs it, meanwhile.
+        await signing.rotate(a.cluster, SYSTEM)
+        async with trio.open_nursery() as nursery:
+            done: list[bool | SwarmError] = []
+
+            async def one() -> None:
+                try:
+                    done.append(await resign())
+                except Conflict as refusal:
+                    done.append(refusal)
+
+            nursery.start_soon(one)
+            nursery.start_soon(one)
+        assert True in done and not a.left()
+
+
 # What is staged
 
 
@@ -342,7 +382,7 @@ async def test_an_index_of_many_pages_has_each_package_once(
 async def test_why_no_package_fits(place: Opens) -> None:
     async with place("a") as a:
         said = {"IUSE": b"loud extra", "USE": b"loud", "CHOST": b"x86_64-pc-linux-gnu",
-                "KEYWORDS": b"amd64", "CFLAGS": b"-O2"}  # fmt: skip
+                "KEYWORDS": b"amd64", "CFLAGS": b"-O2", "repository": b"mine"}  # fmt: skip
         await a.build("app-misc/p-1.2", "app-misc/p-1.10-r1", "app-misc/p-q-3", **said)
         of_p = [pkg.cpv for pkg in await binhost.list_pkgs(a.cluster, "app-misc/p")]
         assert of_p == ["app-misc/p-1.10-r1", "app-misc/p-1.2"]
@@ -356,7 +396,7 @@ async def test_why_no_package_fits(place: Opens) -> None:
         assert await why(">=app-misc/p-1.10", use="loud,-extra") == (1, "")
         assert await why("~app-misc/p-1.10") == (1, "")
         assert await why("=app-misc/p-1.1*") == (0, (
-            "there is no binary package of app-misc/p in version =1.1, only in 1.10-r1, 1.2"
+            "there is no binary package of app-misc/p in version =1.1*, only in 1.10-r1, 1.2"
         ))  # fmt: skip
         assert await why("=app-misc/p-1*") == (2, "")
         for atom in (">app-misc/p-1.10-r1", "<app-misc/p-1.2", "app-misc/p-1.3"):
@@ -366,6 +406,16 @@ async def test_why_no_package_fits(place: Opens) -> None:
         words = (await why("app-misc/p-1.2", use="-loud"))[1]
         assert words == "app-misc/p-1.2 (build 1): USE flag loud is on, wanted off"
         assert (await why("app-misc/p-1.2[-loud]", use="loud"))[1] == words
+        for flag, wants in (
+            ("none", "on"), ("-none", "off"), ("none(-)", "on"), ("-none(+)", "off"),
+        ):  # fmt: skip
+            words = (await why(f"app-misc/p-1.2[{flag}]"))[1]
+            assert words.endswith(f"it has no USE flag none, wanted {wants}")
+        for fits in ("app-misc/p-1.2[none(+)]", "app-misc/p-1.2[-none(-),loud]"):
+            assert await why(fits) == (1, "")
+        assert await why("app-misc/p-1.2", use="none") == (1, "")
+        assert await why("app-misc/p-1.2::mine") == (1, "")
+        assert "of repository mine, wanted is gentoo" in (await why("app-misc/p-1.2::gentoo"))[1]
         assert "CHOST" in (await why("app-misc/p-1.2", chost="armv7a"))[1]
         assert "keywords are amd64" in (await why("app-misc/p-1.2", keywords="~arm arm"))[1]
         assert 'CFLAGS "-O2"' in (await why("app-misc/p-1.2", cflags="-O3"))[1]

@@ -395,6 +395,28 @@ async def test_nobody_waits_for_a_leader_of_before(autojump_clock: MockClock) ->
         assert told == set(range(1, FORWARDS_MAX + 6))
 
 
+async def test_what_was_said_to_change_nothing_is_not_sent_any_more(
+    autojump_clock: MockClock,
+) -> None:
+    """Its deadline passed while it waited for its turn, behind calls that take longer."""
+    async with bench(OTHER, wait_s_max=1.0, forward_timeout_s=3.0) as it:
+        it.wire.answers[OTHER] = silence
+        refusals: list[str] = []
+
+        async def put(key: str) -> None:
+            with pytest.raises(Unavailable) as refused:
+                await it.put(key)
+            refusals.append(refused.value.message)
+
+        for n in range(FORWARDS_MAX + 2):
+            it.nursery.start_soon(put, f"k{n}")
+            await trio.sleep(0.01)  # each on its own
+        await trio.sleep(5)
+        untold = [n for n, why in enumerate(refusals, 1) if "nothing was changed" in why]
+        assert untold == [FORWARDS_MAX + 1, FORWARDS_MAX + 2]
+        assert not {seq for _, seqs in it.wire.calls for seq in seqs}.intersection(untold)
+
+
 async def test_what_became_of_it_is_known_from_a_copy_of_the_state(
     autojump_clock: MockClock,
 ) -> None:

@@ -14,10 +14,19 @@ from mesh.raft import ConfState
 from swarmd.cluster.numbers import raft_id_of
 from swarmd.cluster.snapshots import encode_conf
 from swarmd.domain.actors import Actor
+from swarmd.domain.builds import (
+    BLOCKED_MS,
+    FAILURES_IN_A_ROW_MAX,
+    GROUNDED_MS,
+    Control,
+    Outcome,
+)
 from swarmd.domain.errors import Invalid
+from swarmd.domain.groups import Group, GroupKind
 from swarmd.domain.jobs import (
     AttemptStatus,
     Constraint,
+    GroupId,
     Installed,
     JobId,
     JobSpec,
@@ -30,18 +39,20 @@ from swarmd.domain.nodes import Capacity, Node
 from swarmd.ops import jobs
 from swarmd.sim import exported
 from swarmd.sim.exported import Exported, read_exported
+from swarmd.state import build_commands as b
 from swarmd.state import commands as c
 from swarmd.state.machine import Place
 from tests.cluster import open_alone
 from tests.unit.test_state_anew import copied
+from tests.unit.test_state_builds import Builds
 from tests.unit.test_state_jobs import State
 
 SECRET = "hunter2"
 
 
-def swarm_of(*names: str) -> State:
+def swarm_of(*names: str, state: State | None = None) -> State:
     """Members whose ids are not their names, of which the first three vote."""
-    state = State()
+    state = state or State()
     for name in names:
         state.apply(c.PutNode(Node(
             NodeId(f"id-{name}"), name, capacity=Capacity(4, 8.0, 1 << 30, ("gpu0",)),
@@ -199,6 +210,85 @@ def test_a_file_that_would_keep_us_reading_for_ever_is_refused(
     conn.close()
     with pytest.raises(Invalid, match="cannot be read as a swarm's state: interrupted"):
         read_exported(tmp_path / "trap.db")
+
+
+def a_queue_of_packages() -> Builds:
+    """Of three drones, one of which is gone, and a sweeper."""
+    state = Builds()
+    swarm_of("a", "b", "c", state=state)
+    one, two, three = [state.builder(f"drone-{n}", auto_reboot=n > 1) for n in (1, 2, 3)]
+    state.builder("sweeper-1")
+    state.apply(c.CreateGroup(Group(GroupId("s1"), GroupKind.SESSION, labels={"name": "night"})))
+    state.queue("x/old-1", session="s1")
+    assert state.take(one) == ["x/old-1"]
+    state.say(one, Outcome.BUILT, "x/old-1", duration_ms=40_000)
+    state.queue("x/bad-1", "z/masked-1", "x/odd-1", "x/slow-1", "x/next-1", session="s1")
+    state.queue("y/more-2", depends_on=(JobId("job z/masked-1"), JobId("job x/next-1")))
+    for builder, package, outcome in (
+        (one, "x/bad-1", Outcome.FAILED), (two, "x/bad-1", Outcome.FAILED),
+        (one, "z/masked-1", Outcome.MASKED), (one, "x/odd-1", Outcome.FAILED),
+    ):  # fmt: skip
+        assert state.take(builder) == [package]
+        state.say(builder, outcome, package, result=Result(error=SECRET))
+    assert state.take(two, 8) == ["x/odd-1", "x/slow-1"]
+    state.say(two, Outcome.RETURNED, "x/odd-1")
+    state.apply(b.StartBuild(two, "x/slow-1"))
+    state.apply(b.NotePresence((), (three,), 1))
+    state.apply(b.NoteBuilder(one, paused=True))
+    state.now += 25_000
+    state.apply(c.PutSetting("a", b"b"))
+    return state
+
+
+def test_its_builders_and_packages_are_found(tmp_path: Path) -> None:
+    state = a_queue_of_packages()
+    found = read(state, tmp_path)
+    assert found.jobs == ()
+    builds = found.builds
+    assert [(each.name, each.member, each.about.paused) for each in builds.builders] == [
+        ("drone-1", False, True), ("drone-2", False, False), ("sweeper-1", False, False),
+    ]  # fmt: skip
+    assert [each.about.auto_reboot for each in builds.builders] == [False, True, True]
+    assert [(each.id, each.labels["name"]) for each in builds.sessions] == [("s1", "night")]
+    bad, odd, slow, soon, more = builds.packages
+    assert (bad.name, bad.key, bad.session) == ("x/bad-1", "x/bad", "s1")
+    assert (bad.failed_by, bad.blocked_s) == (("drone-1", "drone-2"), BLOCKED_MS / 1000 - 25)
+    assert (odd.failed_by, odd.blocked_s, odd.holder) == (("drone-1",), None, None)
+    assert (slow.holder, slow.ran_s) == ("drone-2", 25.0)
+    assert (soon.failed_by, soon.holder, soon.depends_on) == ((), None, ())
+    assert (more.session, more.depends_on) == (None, ("job x/next-1",))
+    assert builds.lengths_s == dict.fromkeys(("x/bad", "x/odd", "x/slow", "x/next", "y/more"), 40.0)
+    assert not builds.paused
+    assert found.left_out == {
+        "builders that were offline": 1,
+        "packages that are put aside until somebody says otherwise": 1,
+    }
+    assert SECRET not in repr(found)
+    notes = "\n".join(builds.notes(30.0))
+    assert "5 to be built: 1 with builders, 1 blocked; builders there 3" in notes
+    assert "as the swarm expects for 5 of 5 packages" in notes
+
+
+def test_a_builder_that_rests_does_so_for_the_rest_of_its_time(tmp_path: Path) -> None:
+    state = Builds()
+    swarm_of("a", state=state)
+    one = state.builder("drone-1")
+    for n in range(FAILURES_IN_A_ROW_MAX):
+        state.queue(f"x/p{n}-1")
+        assert state.take(one) == [f"x/p{n}-1"]
+        state.say(one, Outcome.FAILED, f"x/p{n}-1")
+    state.control(Control.PAUSE)
+    state.now += 60_000
+    state.apply(c.PutSetting("a", b"b"))
+    found = read(state, tmp_path).builds
+    assert [each.rests_s for each in found.builders] == [(GROUNDED_MS - 60_000) / 1000]
+    assert found.paused
+
+
+def test_a_copy_of_before_there_were_builds_has_none(tmp_path: Path) -> None:
+    found = read(swarm_of("a"), tmp_path)
+    assert not found.builds
+    assert found.builds.notes(30.0) == []
 
 
 def _other() -> bytes:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from swarmd.domain.binpkgs import BinPkg, path_of
 from swarmd.domain.builds import (
@@ -23,7 +24,7 @@ from swarmd.domain.builds import (
     Outcome,
     prefetch,
 )
-from swarmd.domain.errors import Busy, Conflict, NotFound
+from swarmd.domain.errors import Busy, Conflict, Invalid, NotFound
 from swarmd.domain.events import (
     AttemptStopped,
     BinPkgChanged,
@@ -467,6 +468,20 @@ def test_a_host_that_was_set_up_anew_takes_its_name_once_the_old_one_is_gone(
         state.apply(b.PutBuilder(anew, node=Node(anew, "member", NodeKind.DRONE)))
 
 
+def test_a_member_that_is_removed_leaves_nothing_of_its_builder(state: Builds) -> None:
+    state.queue(PACKAGE)
+    member = NodeId("member")
+    state.node(member)
+    state.apply(b.PutBuilder(member))
+    assert state.take(member) == [PACKAGE]
+    (held,) = state.ask(bq.ListBuilders())[0].held
+    state.apply(b.ReclaimBuilds((held.attempt_id,), "another builder is idle", False, 1))
+    count = "SELECT (SELECT count(*) FROM builders), (SELECT count(*) FROM revoked)"
+    assert state.conn.execute(count).fetchone() == (1, 1)
+    state.apply(c.RemoveNode(member, 7, 100))
+    assert state.conn.execute(count).fetchone() == (0, 0)
+
+
 def test_executors_and_the_scheduler_see_no_packages(state: Builds) -> None:
     state.queue(PACKAGE)
     state.node()
@@ -571,6 +586,30 @@ def test_what_is_built_is_published_and_kept(state: Builds) -> None:
     assert state.blob(pkg.sha256) == (0, True) and state.ask(bq.ViewBinHost()).pkgs == ()
     with pytest.raises(NotFound):
         state.apply(b.RemoveBinPkg(path))
+
+
+def test_a_package_that_is_signed_anew_takes_its_own_place(state: Builds) -> None:
+    state.queue(PACKAGE)
+    one = state.builder("one")
+    state.take(one)
+    state.stage(one, PACKAGE)
+    state.apply(b.FinishBuild(one, PACKAGE, Outcome.BUILT))
+    (there,) = state.ask(bq.ViewBinHost()).pkgs
+    path, new = path_of(there), replace(there, sha256="9" * 64)
+    state.apply(c.AddBlob(new.sha256, new.size_bytes, NodeId("n1")))
+    at = state.ask(bq.BinHostAt())
+    state.apply(b.ReplaceBinPkg(path, there.sha256, new))
+    assert state.ask(bq.ViewBinHost()).pkgs == (new,) and state.ask(bq.BinHostAt()) > at
+    assert state.blob(there.sha256) == (0, True) and state.blob(new.sha256) == (1, False)
+    with pytest.raises(Conflict, match="another file by now"):
+        state.apply(b.ReplaceBinPkg(path, there.sha256, new))
+    for other in (replace(new, build_id=7), replace(new, version="9"), replace(new, name="x")):
+        with pytest.raises(Invalid, match="another package"):
+            state.apply(b.ReplaceBinPkg(path, new.sha256, other))
+    state.apply(b.RemoveBinPkg(path))
+    assert state.blob(new.sha256) == (0, True)
+    with pytest.raises(NotFound):
+        state.apply(b.ReplaceBinPkg(path, new.sha256, there))
 
 
 def test_two_instances_of_a_version_are_two_packages(state: Builds) -> None:

@@ -34,11 +34,23 @@ from swarmd.domain.jobs import (
     Result,
 )
 from swarmd.domain.nodes import AdminState, Capacity, Node, NodeKind, Taint, TaintEffect
-from swarmd.domain.payloads import Deployment, Payload, PayloadSort, Place, PlaceStatus, Step
+from swarmd.domain.payloads import (
+    Before,
+    Deployment,
+    Payload,
+    PayloadSort,
+    Place,
+    PlaceStatus,
+    Progress,
+    Roll,
+    Step,
+)
+from swarmd.domain.terminals import Terminal, TerminalEnd
 from swarmd.state import build_commands as b
 from swarmd.state import care_commands as care
 from swarmd.state import commands as c
 from swarmd.state import payload_commands as p
+from swarmd.state import terminal_commands as t
 from swarmd.state.machine import RULES, Machine, dump_hash
 from swarmd.state.rules.payloads import host_key_setting
 from tests.unit.test_state_jobs import State
@@ -307,6 +319,13 @@ class Story:
         name, _, version = self.package().rpartition("-")
         return b.RemoveBinPkg(f"{name}/{name.partition('/')[2]}-{version}-1.gpkg.tar")
 
+    def replace_binpkg(self, term: int) -> b.ReplaceBinPkg:
+        path, (before, after) = self.remove_binpkg(term).path, self.rng.choices("abc", k=2)
+        category, name, file = path.split("/")
+        version = file.removeprefix(f"{name}-").removesuffix("-1.gpkg.tar")
+        pkg = BinPkg(category, name, version, "gpkg", after * 64, 5000, "0", "0", build_id=1)
+        return b.ReplaceBinPkg(path, before * 64, pkg)
+
     def control(self, term: int) -> b.ControlBuilds:
         actions = [*Control, Control.RESUME, Control.RESUME, Control.RESUME]
         target = self.rng.choice((None, None, self.package(), self.builder()))
@@ -342,6 +361,32 @@ class Story:
             rng.choice((None, place)),
         )
 
+    def begin_roll(self, term: int) -> p.BeginRoll:
+        rng = self.rng
+        roll = Roll(
+            f"r{self.at}", rng.choice([*PayloadSort]), rng.choice(("1", "2", "3")),
+            (self.builder(), self.builder()),
+        )  # fmt: skip
+        return p.BeginRoll(roll, rng.choice("xy"))
+
+    def take_roll(self, term: int) -> p.TakeRoll:
+        return p.TakeRoll(self.rng.choice([*PayloadSort]), self.rng.choice("xy"))
+
+    def note_roll(self, term: int) -> p.NoteRoll:
+        rng = self.rng
+        progress = Progress(rng.choice((0, 1, 2, 3)), rng.choice((None, Before(None, None))))
+        return p.NoteRoll(rng.choice([*PayloadSort]), rng.choice("xy"), progress)
+
+    def end_roll(self, term: int) -> p.EndRoll:
+        rng = self.rng
+        return p.EndRoll(rng.choice([*PayloadSort]), rng.choice("xy"), rng.random() < 0.5)
+
+    def put_drone_token(self, term: int) -> c.PutDroneToken:
+        return c.PutDroneToken(self.rng.choice(("one", "two", "-")), self.rng.randbytes(32))
+
+    def drop_drone_token(self, term: int) -> c.DropDroneToken:
+        return c.DropDroneToken(self.rng.choice(("one", "two", "-")))
+
     def forget_host_key(self, term: int) -> p.ForgetHostKey:
         return p.ForgetHostKey(self.builder())
 
@@ -365,11 +410,25 @@ class Story:
     def reset_care(self, term: int) -> care.ResetCare:
         return care.ResetCare(self.builder())
 
+    # Terminals
+
+    def begin_terminal(self, term: int) -> t.BeginTerminal:
+        node_id, id = self.builder(), self.rng.choice("abcdefgh")
+        began = Terminal(id, node_id, "", "10.0.0.1", "root", "", "", self.node(), "n")
+        return t.BeginTerminal(began)
+
+    def end_terminal(self, term: int) -> t.EndTerminal:
+        rng = self.rng
+        return t.EndTerminal(
+            rng.choice("abcdefgh"), rng.choice([*TerminalEnd]), rng.choice((None, 0)),
+            rng.choice((None, rng.choice("abc") * 64)), rng.random() < 0.1,
+        )  # fmt: skip
+
 
 MAKERS = [
     Story.submit, Story.submit, Story.submit, Story.create_group, Story.cancel, Story.claim,
     Story.claim, Story.assign, Story.assign, Story.report, Story.report, Story.report,
-    *[Story.finish] * 3, Story.expire, Story.lose, Story.hold, Story.wake, Story.settle,
+    *[Story.finish] * 3, Story.expire, Story.lose, Story.hold, *[Story.wake] * 3, Story.settle,
     Story.prune, Story.prune_events,
     Story.put_node, Story.put_node, Story.put_passing, Story.remove_node, Story.forget_gone,
     Story.found_trust, Story.put_secret, Story.put_wraps, Story.put_token, Story.drop_tokens,
@@ -378,10 +437,13 @@ MAKERS = [
     Story.queue, Story.queue, Story.put_builder, Story.note_builder, Story.note_presence,
     *[Story.take] * 6, Story.start, *[Story.finish_build] * 8, Story.reclaim, Story.take_revoked,
     Story.control, *[Story.stage] * 5, Story.drop_staged,
-    *[Story.remove_binpkg] * 3,
+    *[Story.remove_binpkg] * 3, Story.replace_binpkg,
     Story.begin_care, *[Story.end_care] * 2, Story.ease_care, Story.reset_care,
     *[Story.put_payload] * 2, Story.drop_payload, Story.hold_payload, Story.release_payload,
     Story.note_deployment, Story.forget_host_key, Story.put_host_key,
+    *[Story.begin_roll] * 2, Story.take_roll, Story.note_roll, Story.end_roll,
+    Story.put_drone_token, Story.drop_drone_token,
+    Story.begin_terminal, *[Story.end_terminal] * 2,
 ]  # fmt: skip
 
 
@@ -412,7 +474,9 @@ def test_the_story_tells_of_every_command_and_most_of_them_do_something() -> Non
         (applied,) = state.machine.apply([entry])
         if applied.events or applied.value:
             done.add(type(entry.command))
-    assert {*RULES} - done <= {c.RaiseVersion, c.AddBlob, b.StagePackage}
+    assert {*RULES} - done <= {
+        c.RaiseVersion, c.AddBlob, b.StagePackage, b.ReplaceBinPkg, p.NoteRoll,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("seed", range(3))

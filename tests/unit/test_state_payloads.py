@@ -5,19 +5,28 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from msgspec.structs import replace
 
+from swarmd.domain.actors import Actor
 from swarmd.domain.errors import Conflict, Invalid, NotFound, Unavailable
 from swarmd.domain.events import BlobsDropped, PayloadChanged, PayloadMoved, SettingChanged
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.payloads import (
     DEPLOYMENTS_MAX,
     HOLD_MS_MAX,
+    ROLL_MS_MAX,
+    ROLLED_MAX,
+    TAKES_MAX,
     VERSIONS_MAX,
+    Before,
     Deployment,
     Payload,
     PayloadSort,
     Place,
     PlaceStatus,
+    Progress,
+    Roll,
+    Rolling,
     Step,
     check_version,
     restart_command,
@@ -29,8 +38,9 @@ from swarmd.state import payload_commands as p
 from swarmd.state import payload_queries as pq
 from swarmd.state import queries as q
 from swarmd.state.rules.payloads import host_key_setting
+from swarmd.state.versions import ROLLS_SINCE
 from tests.unit.test_state_builds import Builds
-from tests.unit.test_state_jobs import HOUR_MS
+from tests.unit.test_state_jobs import HOUR_MS, State
 
 SORT = PayloadSort.CONFIG
 
@@ -56,6 +66,18 @@ class Payloads(Builds):
         return self.apply(  # type: ignore[no-any-return]
             p.HoldPayload(SORT, node_id, holder, for_ms, again)
         )
+
+    def begin(
+        self, holder: str = "a", nodes: tuple[str, ...] = ("n1", "n2"), version: str = "1"
+    ) -> Rolling:
+        roll = Roll(f"r{version}", SORT, version, tuple(map(NodeId, nodes)), by="me")
+        return self.apply(p.BeginRoll(roll, holder))  # type: ignore[no-any-return]
+
+    def rolls(self) -> list[Rolling]:
+        return self.ask(pq.ListRolls())  # type: ignore[no-any-return]
+
+    def told(self) -> list[str]:
+        return [e.body.what for e in self.events if isinstance(e.body, PayloadChanged)]
 
 
 @pytest.fixture
@@ -154,6 +176,106 @@ def test_whoever_deployed_and_is_gone_is_in_nobodys_way(state: Payloads) -> None
     for for_ms in (0, -1, HOLD_MS_MAX + 1):
         with pytest.raises(Invalid):
             state.hold("c", for_ms=for_ms)
+
+
+def test_a_roll_is_there_until_its_end_whoever_is_at_it(state: Payloads) -> None:
+    state.hold("a")
+    assert state.told() == ["roll begun"]
+    begun = state.begin()
+    assert begun.roll.begun_at == state.now and begun.roll.actor == Actor("t", "test")
+    assert state.rolls() == [replace(begun, held_until=state.now + 1000)]
+    half = Progress(1, Before("b" * 64, "0"), "it ails", 1)
+    state.apply(p.NoteRoll(SORT, "a", half))
+    # Its node is gone, or stops in good order.
+    assert state.apply(p.ReleasePayload(SORT, "", "a"))
+    assert state.told() == ["roll left"]
+    assert state.rolls() == [replace(begun, progress=half)]
+    state.hold("b")
+    assert state.told() == []
+    taken = state.apply(p.TakeRoll(SORT, "b"))
+    assert taken == replace(begun, progress=half, takes=1) and state.told() == ["roll taken over"]
+    assert state.apply(p.EndRoll(SORT, "b", False)) and state.told() == ["roll stopped"]
+    assert not state.apply(p.EndRoll(SORT, "b", True)) and state.rolls() == []
+    state.apply(p.ReleasePayload(SORT, "", "b"))
+    assert state.told() == ["roll ended"]
+
+
+def test_whoever_does_not_hold_the_sort_has_no_word_on_its_roll(state: Payloads) -> None:
+    state.hold("a")
+    state.begin()
+    state.now += 1000  # its time is over
+    late = [
+        p.NoteRoll(SORT, "a", Progress()), p.EndRoll(SORT, "a", True), p.TakeRoll(SORT, "a"),
+        p.BeginRoll(Roll("r", SORT, "1", (NodeId("n1"),)), "a"),
+    ]  # fmt: skip
+    for word in late:
+        with pytest.raises(Conflict, match="another node may be at it"):
+            state.apply(word)
+    state.hold("b")
+    for word in late:
+        with pytest.raises(Conflict):
+            state.apply(word)
+    assert state.apply(p.TakeRoll(SORT, "b")).takes == 1
+    with pytest.raises(Invalid, match="nobody has that turn"):
+        state.apply(p.NoteRoll(SORT, "b", Progress(3)))
+
+
+def test_a_roll_that_is_left_too_often_is_given_up(state: Payloads) -> None:
+    state.hold("0")
+    state.begin("0")
+    for take in range(1, TAKES_MAX + 1):
+        state.now += 1000
+        state.hold(str(take))
+        assert state.apply(p.TakeRoll(SORT, str(take))).takes == take
+    state.now += 1000
+    state.hold("last")
+    assert state.apply(p.TakeRoll(SORT, "last")) is None
+    assert state.told() == ["roll given up"] and state.rolls() == []
+    assert state.apply(p.TakeRoll(SORT, "last")) is None and state.told() == []
+    with pytest.raises(NotFound):
+        state.apply(p.NoteRoll(SORT, "last", Progress()))
+
+
+def test_a_roll_that_was_begun_too_long_ago_is_given_up(state: Payloads) -> None:
+    state.hold("a")
+    state.begin()
+    state.now += ROLL_MS_MAX
+    state.hold("b")
+    assert state.apply(p.TakeRoll(SORT, "b")) is None and state.rolls() == []
+
+
+def test_who_rolls_out_another_version_gives_the_left_one_up(state: Payloads) -> None:
+    state.put("1")
+    state.put("2", "b")
+    state.hold("a")
+    state.begin()
+    with pytest.raises(Conflict, match="is being rolled out"):
+        state.apply(p.DropPayload(SORT, "1"))
+    state.now += 1000
+    state.hold("b")
+    begun = state.begin("b", version="2")
+    assert state.told() == ["roll given up", "roll begun"]
+    assert [each.roll.id for each in state.rolls()] == [begun.roll.id]
+    state.apply(p.DropPayload(SORT, "1"))
+
+
+def test_a_roll_has_a_bound(state: Payloads) -> None:
+    state.hold("a")
+    for count in (0, ROLLED_MAX + 1):
+        with pytest.raises(Invalid, match=f"1 to {ROLLED_MAX} builders"):
+            state.begin(nodes=tuple(map(str, range(count))))
+    state.begin(nodes=tuple(map(str, range(ROLLED_MAX))))
+
+
+def test_before_its_version_there_are_no_rolls() -> None:
+    state = State()
+    state.apply(c.RaiseVersion(ROLLS_SINCE - 1, 1))
+    state.apply(p.HoldPayload(SORT, "", "a", 1000))
+    assert state.ask(pq.ListRolls()) == state.ask(q.ListDroneTokens()) == []
+    state.apply(p.ReleasePayload(SORT, "", "a"))
+    assert [e.body.what for e in state.events if isinstance(e.body, PayloadChanged)] == [
+        "roll ended"
+    ]
 
 
 def test_each_step_is_told_and_all_but_the_first_are_in_the_log(state: Payloads) -> None:

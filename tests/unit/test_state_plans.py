@@ -35,7 +35,17 @@ from swarmd.domain.jobs import (
     Result,
 )
 from swarmd.domain.nodes import Node, NodeKind
-from swarmd.domain.payloads import Deployment, Payload, PayloadSort, Place, PlaceStatus, Step
+from swarmd.domain.payloads import (
+    Deployment,
+    Payload,
+    PayloadSort,
+    Place,
+    PlaceStatus,
+    Progress,
+    Roll,
+    Step,
+)
+from swarmd.domain.terminals import KEPT_MS, Terminal, TerminalEnd
 from swarmd.state import build_commands as b
 from swarmd.state import build_queries as bq
 from swarmd.state import care_commands as care
@@ -44,13 +54,15 @@ from swarmd.state import commands as c
 from swarmd.state import payload_commands as p
 from swarmd.state import payload_queries as pq
 from swarmd.state import queries as q
+from swarmd.state import terminal_commands as t
+from swarmd.state import terminal_queries as tq
 from swarmd.state.machine import RULES
 from tests.unit.test_state_jobs import HOUR_MS, SHA, State
 
 SMALL = {
     "meta", "settings", "nodes", "holds", "counts", "totals", "spans", "sessions", "outcomes",
     "secrets", "tokens", "wraps", "gone", "builders", "care", "payloads", "payload_places",
-    "payload_holds",
+    "payload_holds", "given_up", "terminals", "payload_rolls", "drone_tokens",
 }  # fmt: skip
 """Tables that do not grow with the queue, or hardly: they may be read whole."""
 BOUNDED = (
@@ -231,7 +243,9 @@ def build(state: State) -> None:
     for name in ("f", "g"):
         state.apply(b.StagePackage(one, name, pkg))
     state.apply(b.FinishBuild(one, job.spec.type, Outcome.BUILT))
-    state.apply(b.RemoveBinPkg(path_of(placed(pkg, ()))))
+    there = placed(pkg, ())
+    state.apply(b.ReplaceBinPkg(path_of(there), pkg.sha256, there))
+    state.apply(b.RemoveBinPkg(path_of(there)))
     state.apply(b.StagePackage("", "f", pkg))
     state.apply(b.DropStaged(state.now + 1, 10, 1))
     state.apply(b.ControlBuilds(Control.BLOCK, 10, names[-1]))
@@ -261,7 +275,21 @@ def build(state: State) -> None:
     state.apply(c.WakeJobs(10, 1))
     state.apply(c.CancelJobs((JobId(names[0]), JobId(names[1]))))
     state.apply(c.PruneJobs(state.now + 1, 100, 1))
+    order(state, one)
     deploy(state, one)
+    log_in(state, one)
+
+
+def order(state: State, node_id: NodeId) -> None:
+    """Packages that wait for one which is given up."""
+    before, behind = JobId("before"), tuple(JobId(f"behind {n}") for n in range(3))
+    specs = [JobSpec(i, Installed("e"), kind=JobKind.PACKAGE) for i in (before, *behind)]
+    specs[1:] = (replace(spec, depends_on=(before,)) for spec in specs[1:])
+    new = zip((before, *behind), specs, strict=True)
+    state.apply(c.SubmitJobs(tuple(itertools.starmap(c.NewJob, new))))
+    state.apply(b.ControlBuilds(Control.BLOCK, 10, before))
+    state.apply(c.SettleDependents(2, 1))
+    state.apply(c.SettleDependents(2, 1))
 
 
 def deploy(state: State, node_id: NodeId) -> None:
@@ -275,8 +303,23 @@ def deploy(state: State, node_id: NodeId) -> None:
         state.apply(p.HoldPayload(sort, "", "h", 1000, again))
     done = Deployment(node_id, "", sort, "1", Step.DEPLOY, True)
     state.apply(p.NoteDeployment(done, Place(node_id, sort, PlaceStatus.DEPLOYED, "1")))
+    state.apply(p.BeginRoll(Roll("r", sort, "1", (node_id,)), "h"))
+    state.apply(p.TakeRoll(sort, "h"))
+    state.apply(p.NoteRoll(sort, "h", Progress(1)))
+    state.apply(p.EndRoll(sort, "h", True))
     state.apply(p.ReleasePayload(sort, "", "h"))
     state.apply(p.ForgetHostKey(node_id))
+    state.apply(c.PutDroneToken("one", bytes(32)))
+    state.apply(c.DropDroneToken("one"))
+
+
+def log_in(state: State, node_id: NodeId) -> None:
+    """Terminals, more than are kept."""
+    for id in ("first", "second"):
+        began = Terminal(id, node_id, "", "10.0.0.1", "root", "", "", NodeId("n1"), "n1")
+        state.apply(t.BeginTerminal(began))
+        state.apply(t.EndTerminal(id, TerminalEnd.EXITED, 0, SHA))
+        state.now += KEPT_MS + 1
 
 
 def ask_everything(state: State) -> list[object]:
@@ -309,8 +352,12 @@ def ask_everything(state: State) -> list[object]:
         pq.FindPayload(PayloadSort.CONFIG, "1"), pq.FindPlace(PayloadSort.CONFIG, "builder/one"),
         *(pq.ListPlaces(sort) for sort in (None, PayloadSort.CONFIG)),
         *(pq.ListDeployments(PayloadSort.CONFIG, 10, i) for i in ("", "builder/one")),
+        pq.ListRolls(), q.ListDroneTokens(),
         bq.BuildTimes(("a/p",)), bq.ListSessions(10), bq.FindQueued(("a/p-1", "a/p-8")),
+        bq.ListOpenBuilds(10), bq.TreeWanted("builder/one", 8),
+        bq.FailedBy("left"),
         care_queries.ListCare(),
+        tq.ListTerminals(), tq.FindTerminal("first"), tq.ListOpenTerminals(NodeId("n1")),
     )  # fmt: skip
     asked: list[object] = [*map(q.ListJobs, filters), *one]
     for query in asked:

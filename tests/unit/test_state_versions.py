@@ -15,7 +15,7 @@ from trio.testing import MockClock
 from swarmd.cluster.handle import LogView, PeerView, Role
 from swarmd.control import members
 from swarmd.domain.actors import Actor
-from swarmd.domain.errors import Conflict
+from swarmd.domain.errors import Conflict, Unavailable
 from swarmd.domain.jobs import Installed, JobId, JobSpec, NodeId
 from swarmd.domain.nodes import Node, NodeKind
 from swarmd.state import commands as c
@@ -129,6 +129,21 @@ async def test_a_state_or_a_copy_that_is_newer_is_left_as_it_is(
             pass
     assert path.read_bytes() == before
     assert check_copy(path, NEXT).place.index == 2
+
+
+@pytest.mark.parametrize("put", [b"\xa0", b"\xff", b"\x00", b"'"])
+def test_a_copy_whose_words_are_garbled_is_refused(tmp_path: Path, put: bytes) -> None:
+    """What SQLite says of it quotes bytes that need be no text."""
+    path = tmp_path / "copy.db"
+    with closing(fresh(path)) as conn:
+        Machine(conn).apply([entry(1, c.PutSetting("a", b"1"))])
+    whole = path.read_bytes()
+    assert check_copy(path).place.index == 1
+    for word in (b"CREATE TABLE meta", b"CREATE INDEX jobs_ready"):
+        at = whole.index(word)
+        path.write_bytes(whole[: at + 5] + put + whole[at + 6 :])
+        with pytest.raises(Unavailable, match="is no state of a swarm"):
+            check_copy(path)
 
 
 def test_the_version_of_a_file_is_known_before_anything_is_in_it() -> None:

@@ -13,6 +13,7 @@ from swarmd.domain.events import BinPkgChanged
 from swarmd.domain.jobs import JobId
 from swarmd.state.build_commands import DropStaged, RemoveBinPkg, StagePackage
 from swarmd.state.rows import encode
+from swarmd.state.rules.blobs import pin, unpin
 from swarmd.state.tx import Tx
 
 decode_binpkg = msgspec.msgpack.Decoder(BinPkg).decode
@@ -88,7 +89,7 @@ def _publish_one(tx: Tx, pkg: BinPkg, node_id: str, job_id: JobId) -> None:
         (path, pkg.cpv, encode(pkg), job_id, node_id, tx.at),
     )
     pin(tx, f"binhost {path}", pkg.sha256)
-    _changed(tx)
+    changed(tx)
     tx.emit(BinPkgChanged(path, pkg.cpv, True))
 
 
@@ -115,35 +116,13 @@ def remove(tx: Tx, command: RemoveBinPkg) -> None:
         raise NotFound("no such binary package", path=command.path[:300])
     tx.execute("DELETE FROM binpkgs WHERE path = ?", (command.path,))
     unpin(tx, f"binhost {command.path}")
-    _changed(tx)
+    changed(tx)
     tx.emit(BinPkgChanged(command.path, row[0], False))
 
 
-def _changed(tx: Tx) -> None:
+def changed(tx: Tx) -> None:
     """When, for the index: at least a second after the last time. Hosts take an index only if it is
     of a later second than theirs, and so may what changes fast run ahead of the clock."""
     row = tx.execute("SELECT value FROM meta WHERE key = 'binhost_at'").fetchone()
     at = tx.at if row is None else max(tx.at, int(row[0]) + SECOND_MS)
     tx.execute("INSERT OR REPLACE INTO meta VALUES ('binhost_at', ?)", (at,))
-
-
-# Blobs that are kept by others than jobs
-
-
-def pin(tx: Tx, owner: str, sha256: str) -> None:
-    added = tx.execute("INSERT OR IGNORE INTO blob_pins VALUES (?,?)", (owner, sha256))
-    if added.rowcount:
-        tx.execute(
-            "UPDATE blobs SET refs = refs + 1, idle_since = NULL WHERE sha256 = ?", (sha256,)
-        )
-
-
-def unpin(tx: Tx, owner: str) -> None:
-    for (sha256,) in tx.execute(
-        "DELETE FROM blob_pins WHERE owner = ? RETURNING sha256", (owner,)
-    ).fetchall():
-        tx.execute(
-            "UPDATE blobs SET refs = refs - 1, idle_since = CASE WHEN refs <= 1 THEN ? END"
-            " WHERE sha256 = ?",
-            (tx.at, sha256),
-        )

@@ -18,6 +18,7 @@ from swarmd.domain.builds import (
 )
 from swarmd.domain.events import JobBlocked
 from swarmd.domain.jobs import JobStatus, Result, check_move
+from swarmd.state.rules.dependents import give_up
 from swarmd.state.rules.jobs import Held, held_by_seq, make_ready, put_result
 from swarmd.state.rules.spans import count_move
 from swarmd.state.tx import Tx
@@ -104,5 +105,6 @@ def _wait(tx: Tx, job: Held, why: str, not_before: int | None, error: str) -> No
         tx.ready(job.shape, -1)
     if held:
         count_move(tx, job, JobStatus.PENDING)
+    give_up(tx, job.seq)
     tx.emit(JobBlocked(job.id, job.attempt_id if held else None, why, not_before, error))
     job.status, job.ready = JobStatus.PENDING, False

@@ -66,18 +66,20 @@ def _refuse_unknown(tx: Tx, package: str, wanted: str) -> None:
     raise Conflict(f"{package} is not {wanted}", package=package, status=row[0])
 
 
-def _unblock(tx: Tx, command: ControlBuilds) -> _Done:
-    jobs, left = _waiting(tx, command, BLOCKED)
+def _again(tx: Tx, command: ControlBuilds, *whys: str) -> _Done:
+    """What waits for one of these may be built at once."""
+    jobs, left = _waiting(tx, command, *whys)
     for job in jobs:
         blocking.unblock(tx, job)
     return len(jobs), left
+
+
+def _unblock(tx: Tx, command: ControlBuilds) -> _Done:
+    return _again(tx, command, BLOCKED)
 
 
 def _retry(tx: Tx, command: ControlBuilds) -> _Done:
-    jobs, left = _waiting(tx, command, BLOCKED, ASIDE)
-    for job in jobs:
-        blocking.unblock(tx, job)
-    return len(jobs), left
+    return _again(tx, command, BLOCKED, ASIDE)
 
 
 def _clear_failures(tx: Tx, command: ControlBuilds) -> _Done:

@@ -51,6 +51,7 @@ from swarmd.state.rules.moves import (
 )
 from swarmd.state.rules.nodes import find_node, save_node
 from swarmd.state.tx import Tx
+from swarmd.state.versions import FORGOTTEN_SINCE, in_force
 
 PAUSED = "builds.paused"
 """The setting that holds the whole queue of packages; b"1"."""
@@ -116,9 +117,18 @@ def _make_way(tx: Tx, node: Node) -> None:
     if other is None or other.online:
         return
     give_back(tx, other.node_id, "another has its builder's name")
-    for table, column in (("builders", "node_id"), ("revoked", "node_id"), ("nodes", "id")):
-        tx.execute(f"DELETE FROM {table} WHERE {column} = ?", (other.node_id,))
+    forget_builder(tx, other.node_id)
+    tx.execute("DELETE FROM nodes WHERE id = ?", (other.node_id,))
     tx.emit(NodeChanged(other.node_id, "removed"))
+
+
+def forget_builder(tx: Tx, node_id: str) -> None:
+    """What stood here of one that is no more; what it holds is given back by others."""
+    tables = ["builders", "revoked"]
+    if in_force(tx.execute) >= FORGOTTEN_SINCE:
+        tables += ["care", "payload_places"]
+    for table in tables:
+        tx.execute(f"DELETE FROM {table} WHERE node_id = ?", (node_id,))
 
 
 def note_builder(tx: Tx, command: NoteBuilder) -> Builder:

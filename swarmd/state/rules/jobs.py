@@ -41,11 +41,11 @@ from swarmd.state.commands import (
     NewJob,
     PruneJobs,
     Refusal,
-    SettleDependents,
     SubmitJobs,
     WakeJobs,
 )
 from swarmd.state.rows import FROM, JOB, Shape, encode, job_of, load_job, spec_hash
+from swarmd.state.rules.blobs import pin_for_job, release_of_job
 from swarmd.state.rules.spans import Tally, count_gone, count_move, count_new
 from swarmd.state.tx import Tx
 from swarmd.state.versions import BUILDS_SINCE, in_force
@@ -109,7 +109,7 @@ def _submit_one(tx: Tx, new: NewJob, group_id: str | None, tally: Tally) -> Job:
     if waits_for:
         tx.executemany("INSERT INTO job_deps VALUES (?,?)", [(dep, seq) for dep in waits_for])
     if isinstance(spec.source, Fetch) and (blob := blob_of(spec.source.url)):
-        pin_blob(tx, seq, blob)
+        pin_for_job(tx, seq, blob)
     if ready:
         tx.ready(shape, 1)
     count_new(tx, tally, seq, spec.kind.value, spec.priority, spec.type)
@@ -159,15 +159,6 @@ def _label(tx: Tx, kind: str, name: str, type_: str) -> str:
         type_ = OTHER
     tx.execute("INSERT OR IGNORE INTO totals VALUES (?,?,?,0)", (kind, name, type_))
     return type_
-
-
-def pin_blob(tx: Tx, seq: int, sha256: str) -> None:
-    """Keep a blob for as long as the job is kept. One that is not known yet is pinned by name."""
-    sql = "INSERT OR IGNORE INTO blob_refs VALUES (?,?)"
-    if tx.execute(sql, (seq, sha256)).rowcount:
-        tx.execute(
-            "UPDATE blobs SET refs = refs + 1, idle_since = NULL WHERE sha256 = ?", (sha256,)
-        )
 
 
 @dataclass(slots=True)
@@ -258,7 +249,7 @@ def put_result(tx: Tx, seq: int, result: Result) -> None:
     tx.execute("INSERT OR REPLACE INTO job_results VALUES (?,?)", (seq, encode(result)))
     for output in (result.stdout, result.stderr):
         if output.blob is not None:
-            pin_blob(tx, seq, output.blob)
+            pin_for_job(tx, seq, output.blob)
 
 
 def cancel(tx: Tx, command: CancelJobs) -> tuple[Job | Refusal, ...]:
@@ -321,44 +312,6 @@ def make_ready(tx: Tx, seq: int, job_id: JobId, shape: int) -> None:
     tx.emit(JobReady(job_id))
 
 
-def settle(tx: Tx, command: SettleDependents) -> int:
-    """Bounded by `limit` edges an entry, so that no entry is long; the rest waits for the next."""
-    budget = command.limit
-    while budget > 0:
-        row = tx.execute("SELECT seq, completed FROM settled ORDER BY seq LIMIT 1").fetchone()
-        if row is None:
-            return 0
-        dep_seq, completed = row
-        waiting = tx.execute(
-            "SELECT job_seq FROM job_deps WHERE dep_seq = ? ORDER BY job_seq LIMIT ?",
-            (dep_seq, budget),
-        ).fetchall()
-        for (seq,) in waiting:
-            _settle_one(tx, seq, dep_seq, bool(completed))
-        budget -= max(1, len(waiting))
-        if not tx.execute("SELECT 1 FROM job_deps WHERE dep_seq = ?", (dep_seq,)).fetchone():
-            tx.execute("DELETE FROM settled WHERE seq = ?", (dep_seq,))
-    left = tx.execute("SELECT count(*) FROM (SELECT 1 FROM settled LIMIT 1000)").fetchone()
-    return int(left[0])
-
-
-def _settle_one(tx: Tx, seq: int, dep_seq: int, completed: bool) -> None:
-    tx.execute("DELETE FROM job_deps WHERE dep_seq = ? AND job_seq = ?", (dep_seq, seq))
-    job = held_by_seq(tx, seq)
-    if job is None or job.status is not JobStatus.PENDING:
-        return
-    if not completed:
-        dep = tx.execute("SELECT id, status FROM jobs WHERE seq = ?", (dep_seq,)).fetchone()
-        said = f"dependency {dep[0]} is {dep[1]}" if dep else "a dependency did not complete"
-        end_job(tx, job, JobStatus.FAILED, error=said)
-        return
-    left = tx.execute(
-        "UPDATE jobs SET deps_left = deps_left - 1 WHERE seq = ? RETURNING deps_left", (seq,)
-    ).fetchone()
-    if left[0] <= 0:
-        make_ready(tx, seq, job.id, job.shape)
-
-
 def create_group(tx: Tx, command: CreateGroup) -> Group:
     group = replace(command.group, created_at=tx.at, revision=tx.revision)
     if tx.execute("SELECT 1 FROM groups WHERE id = ?", (group.id,)).fetchone():
@@ -384,7 +337,7 @@ def prune(tx: Tx, command: PruneJobs) -> int:
         tx.execute("UPDATE shapes SET jobs = jobs - 1 WHERE id = ?", (shape,))
         tx.execute("DELETE FROM shapes WHERE id = ? AND jobs = 0", (shape,))
     for (seq,) in seqs:
-        _release_blobs(tx, seq)
+        release_of_job(tx, seq)
     for table in ("job_specs", "job_results", "idempotency"):
         tx.executemany(f"DELETE FROM {table} WHERE seq = ?", seqs)
     tx.executemany("DELETE FROM attempts WHERE job_seq = ?", seqs)
@@ -405,14 +358,3 @@ def prune(tx: Tx, command: PruneJobs) -> int:
     if seqs:
         tx.emit(JobsPruned(len(seqs), command.before))
     return len(seqs)
-
-
-def _release_blobs(tx: Tx, seq: int) -> None:
-    for (sha256,) in tx.execute(
-        "DELETE FROM blob_refs WHERE job_seq = ? RETURNING sha256", (seq,)
-    ).fetchall():
-        tx.execute(
-            "UPDATE blobs SET refs = refs - 1, idle_since = CASE WHEN refs <= 1 THEN ? END"
-            " WHERE sha256 = ?",
-            (tx.at, sha256),
-        )

@@ -1,4 +1,4 @@
-"""Rules of nodes, blobs, settings and the log of events: what changes seldom."""
+"""Rules of nodes, settings and the log of events: what changes seldom."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import msgspec
 from msgspec.structs import replace
 
 from swarmd.domain.errors import Conflict
-from swarmd.domain.events import BlobAdded, BlobsDropped, NodeChanged, SettingChanged
+from swarmd.domain.events import NodeChanged, SettingChanged
 from swarmd.domain.nodes import Node, NodeKind
-from swarmd.state.commands import AddBlob, DropBlobs, PruneEvents, PutNode, PutSetting, RaiseVersion
+from swarmd.state.commands import PruneEvents, PutNode, PutSetting, RaiseVersion
 from swarmd.state.rows import Execute, encode
 from swarmd.state.tx import Tx
-from swarmd.state.versions import BUILDS_SINCE, VERSION_KEY, in_force, outdated
+from swarmd.state.versions import VERSION_KEY, in_force, outdated
 
 BORN_SINCE = 2
 """Of the machine: an older one does not note when a node was taken in."""
@@ -65,39 +65,6 @@ def save_node(tx: Tx, node: Node) -> Node:
 
 def _taken_in(tx: Tx) -> int:
     return tx.revision if in_force(tx.execute) >= BORN_SINCE else 0
-
-
-def add_blob(tx: Tx, command: AddBlob) -> None:
-    refs = tx.execute(
-        "SELECT count(*) FROM blob_refs WHERE sha256 = ?", (command.sha256,)
-    ).fetchone()[0]
-    if in_force(tx.execute) >= BUILDS_SINCE:
-        pins = "SELECT count(*) FROM blob_pins WHERE sha256 = ?"
-        refs += tx.execute(pins, (command.sha256,)).fetchone()[0]
-    made = tx.execute(
-        "INSERT INTO blobs VALUES (?,?,?,?) ON CONFLICT DO UPDATE SET"
-        " idle_since = CASE WHEN refs = 0 THEN excluded.idle_since END RETURNING refs",
-        (command.sha256, command.size_bytes, refs, None if refs else tx.at),
-    ).fetchone()
-    assert made is not None
-    held = tx.execute(
-        "INSERT OR IGNORE INTO blob_holders VALUES (?,?)", (command.sha256, command.node_id)
-    )
-    if held.rowcount:
-        tx.emit(BlobAdded(command.sha256, command.size_bytes, command.node_id))
-
-
-def drop_blobs(tx: Tx, command: DropBlobs) -> tuple[str, ...]:
-    rows = tx.execute(
-        "SELECT sha256 FROM blobs WHERE idle_since < ? ORDER BY idle_since, sha256 LIMIT ?",
-        (command.before, command.limit),
-    ).fetchall()
-    tx.executemany("DELETE FROM blobs WHERE sha256 = ?", rows)
-    tx.executemany("DELETE FROM blob_holders WHERE sha256 = ?", rows)
-    names = tuple(row[0] for row in rows)
-    if names:
-        tx.emit(BlobsDropped(names))
-    return names
 
 
 def put_setting(tx: Tx, command: PutSetting) -> bytes:

@@ -12,28 +12,38 @@ from swarmd.domain.payloads import (
     DEPLOYMENTS_MAX,
     HOLD_MS_MAX,
     HOLDS_MAX,
+    ROLL_MS_MAX,
+    ROLLED_MAX,
+    TAKES_MAX,
     VERSIONS_MAX,
     Deployment,
     Payload,
     PayloadSort,
     Place,
+    Rolling,
     Step,
 )
 from swarmd.state.payload_commands import (
+    BeginRoll,
     DropPayload,
+    EndRoll,
     ForgetHostKey,
     HoldPayload,
     NoteDeployment,
+    NoteRoll,
     PutPayload,
     ReleasePayload,
+    TakeRoll,
 )
 from swarmd.state.rows import Execute, encode
-from swarmd.state.rules.binhost import pin, unpin
+from swarmd.state.rules.blobs import pin, unpin
 from swarmd.state.rules.nodes import find_node
 from swarmd.state.tx import Tx
+from swarmd.state.versions import ROLLS_SINCE, in_force
 
 decode_payload = msgspec.msgpack.Decoder(Payload).decode
 decode_place = msgspec.msgpack.Decoder(Place).decode
+decode_rolling = msgspec.msgpack.Decoder(Rolling).decode
 
 
 def host_key_setting(node_id: str) -> str:
@@ -95,6 +105,8 @@ def drop_payload(tx: Tx, command: DropPayload) -> None:
         raise Conflict(
             f"{command.version} lies on {len(held)} builders; deploy another one to them first"
         )
+    if (left := _unended(tx, command.sort)) is not None and left.roll.version == command.version:
+        raise Conflict(f"{command.version} is being rolled out; wait for the end of that")
     tx.execute("DELETE FROM payloads WHERE id = ?", (known.id,))
     unpin(tx, _owner(known))
     tx.emit(PayloadChanged(known.sort.value, known.version, known.sha256, "forgotten"))
@@ -120,7 +132,7 @@ def hold_payload(tx: Tx, command: HoldPayload) -> int:
     if not command.again:
         if len(held) >= HOLDS_MAX:
             raise Conflict(f"{HOLDS_MAX} deployments are under way; wait for the end of some")
-        if node_id == "":
+        if node_id == "" and _unended(tx, command.sort) is None:
             tx.emit(PayloadChanged(sort, "", "", "roll begun"))
     ends_at = tx.at + command.for_ms
     tx.execute(
@@ -136,8 +148,91 @@ def release_payload(tx: Tx, command: ReleasePayload) -> bool:
         (command.sort.value, command.node_id, command.holder),
     ).rowcount
     if gone and command.node_id == "":
-        tx.emit(PayloadChanged(command.sort.value, "", "", "roll ended"))
+        left = _unended(tx, command.sort)
+        if left is None:
+            tx.emit(PayloadChanged(command.sort.value, "", "", "roll ended"))
+        else:
+            _tell(tx, left, "roll left")
     return bool(gone)
+
+
+# Rolls, which outlive the node that is at them
+
+
+def begin_roll(tx: Tx, command: BeginRoll) -> Rolling:
+    roll = command.roll
+    _check_holder(tx, roll.sort, command.holder)
+    if not 0 < len(roll.node_ids) <= ROLLED_MAX:
+        raise Invalid(f"a roll goes to 1 to {ROLLED_MAX} builders", field="node_ids")
+    if (left := _unended(tx, roll.sort)) is not None:
+        _tell(tx, left, "roll given up")
+        _tell(tx, Rolling(roll), "roll begun")
+    rolling = Rolling(replace(roll, actor=tx.entry.actor, begun_at=tx.at))
+    _keep(tx, rolling)
+    return rolling
+
+
+def take_roll(tx: Tx, command: TakeRoll) -> Rolling | None:
+    _check_holder(tx, command.sort, command.holder)
+    left = _unended(tx, command.sort)
+    if left is None:
+        return None
+    if left.takes >= TAKES_MAX or left.roll.begun_at + ROLL_MS_MAX <= tx.at:
+        _forget(tx, left, "roll given up")
+        return None
+    taken = replace(left, takes=left.takes + 1)
+    _keep(tx, taken)
+    _tell(tx, taken, "roll taken over")
+    return taken
+
+
+def note_roll(tx: Tx, command: NoteRoll) -> None:
+    _check_holder(tx, command.sort, command.holder)
+    known = _unended(tx, command.sort)
+    if known is None:
+        raise NotFound("no roll of it is under way")
+    if not 0 <= command.progress.turn <= len(known.roll.node_ids):
+        raise Invalid("nobody has that turn", field="turn")
+    _keep(tx, replace(known, progress=command.progress))
+
+
+def end_roll(tx: Tx, command: EndRoll) -> bool:
+    _check_holder(tx, command.sort, command.holder)
+    known = _unended(tx, command.sort)
+    if known is None:
+        return False
+    _forget(tx, known, "" if command.whole else "roll stopped")
+    return True
+
+
+def _unended(tx: Tx, sort: PayloadSort) -> Rolling | None:
+    if in_force(tx.execute) < ROLLS_SINCE:
+        return None
+    row = tx.execute("SELECT body FROM payload_rolls WHERE sort = ?", (sort.value,)).fetchone()
+    return None if row is None else decode_rolling(row[0])
+
+
+def _check_holder(tx: Tx, sort: PayloadSort, holder: str) -> None:
+    row = tx.execute(
+        "SELECT holder, ends_at FROM payload_holds WHERE sort = ? AND node_id = ''", (sort.value,)
+    ).fetchone()
+    if row is None or row[0] != holder or row[1] <= tx.at:
+        raise Conflict("this roll did not go on in time, and another node may be at it")
+
+
+def _keep(tx: Tx, rolling: Rolling) -> None:
+    sort = rolling.roll.sort.value
+    tx.execute("INSERT OR REPLACE INTO payload_rolls VALUES (?,?)", (sort, encode(rolling)))
+
+
+def _forget(tx: Tx, rolling: Rolling, what: str) -> None:
+    tx.execute("DELETE FROM payload_rolls WHERE sort = ?", (rolling.roll.sort.value,))
+    if what:
+        _tell(tx, rolling, what)
+
+
+def _tell(tx: Tx, rolling: Rolling, what: str) -> None:
+    tx.emit(PayloadChanged(rolling.roll.sort.value, rolling.roll.version, "", what))
 
 
 # What was done

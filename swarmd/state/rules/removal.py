@@ -6,8 +6,10 @@ from __future__ import annotations
 from swarmd.domain.errors import NotFound
 from swarmd.domain.events import NodeChanged
 from swarmd.state.commands import ForgetGone, RemoveNode
+from swarmd.state.rules.builds import forget_builder
 from swarmd.state.rules.nodes import find_node
 from swarmd.state.tx import Tx
+from swarmd.state.versions import FORGOTTEN_SINCE, in_force
 
 
 def remove_node(tx: Tx, command: RemoveNode) -> int:
@@ -27,6 +29,8 @@ def remove_node(tx: Tx, command: RemoveNode) -> int:
         return int(left)
     tx.execute("DELETE FROM nodes WHERE id = ?", (node.id,))
     tx.execute("DELETE FROM wraps WHERE node_id = ?", (node.id,))
+    if in_force(tx.execute) >= FORGOTTEN_SINCE:
+        forget_builder(tx, node.id)
     # A hold that ends is waited for; one without an end was the word of a swarm of one.
     tx.execute("DELETE FROM holds WHERE node_id = ? AND for_ms IS NULL", (node.id,))
     tx.execute("INSERT INTO gone VALUES (?,?,?)", (node.id, node.name, tx.at))

@@ -5,17 +5,24 @@ and of a join token only the hash of its secret is known."""
 
 from __future__ import annotations
 
+import msgspec
+
+from swarmd.domain.drone_tokens import TOKENS_MAX as DRONE_TOKENS_MAX
+from swarmd.domain.drone_tokens import DroneToken, check_name
 from swarmd.domain.errors import Conflict, Invalid, NotFound
 from swarmd.domain.events import TrustChanged
 from swarmd.domain.jobs import NodeId
 from swarmd.state.commands import (
     SEALED_BYTES_MAX,
+    DropDroneToken,
     DropTokens,
     FoundTrust,
+    PutDroneToken,
     PutSecret,
     PutToken,
     PutWraps,
 )
+from swarmd.state.rows import encode
 from swarmd.state.rules.nodes import find_node
 from swarmd.state.tx import Tx
 
@@ -24,6 +31,9 @@ SECRETS_MAX = 1000
 TOKENS_MAX = 64
 TTL_MS_MAX = 90 * 24 * 3600_000
 HASH_BYTES = 32
+DRONE_TOKENS = "drone tokens"
+
+decode_drone_token = msgspec.msgpack.Decoder(DroneToken).decode
 
 
 def found(tx: Tx, command: FoundTrust) -> bytes:
@@ -105,3 +115,25 @@ def drop_tokens(tx: Tx, command: DropTokens) -> int:
         raise NotFound("no token is good at present")
     tx.emit(TrustChanged("tokens"))
     return done
+
+
+# Builders from outside
+
+
+def put_drone_token(tx: Tx, command: PutDroneToken) -> None:
+    name = check_name(command.name)
+    if len(command.hash) != HASH_BYTES:
+        raise Invalid(f"the hash of a token has {HASH_BYTES} bytes")
+    known = tx.execute("SELECT 1 FROM drone_tokens WHERE name = ?", (name,)).fetchone()
+    held = tx.execute("SELECT count(*) FROM drone_tokens").fetchone()[0]
+    if known is None and held >= DRONE_TOKENS_MAX:
+        raise Conflict(f"{held} drones have tokens already; revoke some first")
+    token = DroneToken(name, command.hash, tx.entry.actor.name, tx.at)
+    tx.execute("INSERT OR REPLACE INTO drone_tokens VALUES (?,?)", (name, encode(token)))
+    tx.emit(TrustChanged(DRONE_TOKENS))
+
+
+def drop_drone_token(tx: Tx, command: DropDroneToken) -> None:
+    if not tx.execute("DELETE FROM drone_tokens WHERE name = ?", (command.name,)).rowcount:
+        raise NotFound("that drone has no token", name=command.name[:128])
+    tx.emit(TrustChanged(DRONE_TOKENS))
