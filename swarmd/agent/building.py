@@ -20,6 +20,7 @@ from swarmd.agent.launch import error_of
 from swarmd.domain.builds import ERROR_CHARS_MAX, Outcome
 from swarmd.domain.errors import Busy, Conflict, Invalid, SwarmError, Unavailable
 from swarmd.domain.jobs import AttemptId, AttemptStatus
+from swarmd.domain.pauses import doubling
 from swarmd.drivers.frames import AttemptOrder, Ended
 from swarmd.drivers.portage import PortageSettings
 from swarmd.drivers.portage_results import (
@@ -152,7 +153,7 @@ class Bench:
         return Verdict(AttemptStatus.COMPLETED, None, Outcome.BUILT)
 
     async def _hand_in(self, path: str, file: Path) -> None:
-        began, pause_s = trio.current_time(), AGAIN_S
+        began, pauses = trio.current_time(), doubling(AGAIN_S, AGAIN_S_MAX)
         while True:
             try:
                 return await self._desk.hand_in(path, file)
@@ -160,8 +161,7 @@ class Bench:
                 if trio.current_time() - began >= HAND_IN_S_MAX:
                     raise
                 log.warning("the package is not taken yet", extra={"error": refusal.message})
-            await trio.sleep(pause_s)
-            pause_s = min(AGAIN_S_MAX, 2 * pause_s)
+            await trio.sleep(next(pauses))
 
     def not_begun(self) -> None:
         self.unfinished += 1

@@ -17,6 +17,7 @@ from swarmd.cli.drone_builds import Workshop
 from swarmd.cli.drone_link import Link, Registered, Says, Work
 from swarmd.domain.builds import ERROR_CHARS_MAX
 from swarmd.domain.errors import Conflict, NotFound, SwarmError, Unavailable
+from swarmd.domain.pauses import doubling
 from swarmd.drivers.load import HostLoad, memory
 from swarmd.drivers.portage_results import Made, error_text, pause_after
 from swarmd.drivers.portage_sync import TreeSync
@@ -94,7 +95,7 @@ class Drone:
     # Signs of life
 
     async def _first_word(self, once: bool) -> Registered:
-        pause_s = ASK_EVERY_S
+        pauses = doubling(ASK_EVERY_S, AGAIN_S_MAX)
         while True:
             try:
                 return await self._link.introduce(self._says())
@@ -107,8 +108,7 @@ class Drone:
                 if once or type(refusal) is not Unavailable:
                     raise
                 log.warning("no node answers yet", extra={"error": refusal.message})
-            await trio.sleep(pause_s)
-            pause_s = min(AGAIN_S_MAX, 2 * pause_s)
+            await trio.sleep(next(pauses))
 
     async def _beat(self) -> None:
         while True:
@@ -151,7 +151,7 @@ class Drone:
     # Work
 
     async def _work(self, once: bool) -> None:
-        pause_s = ASK_EVERY_S
+        pauses = doubling(ASK_EVERY_S, AGAIN_S_MAX)
         while True:
             try:
                 package = await self._ask_for_work()
@@ -159,10 +159,9 @@ class Drone:
                 if once:
                     raise
                 log.warning("no work is to be had", extra={"error": refusal.message})
-                await trio.sleep(pause_s)
-                pause_s = min(AGAIN_S_MAX, 2 * pause_s)
+                await trio.sleep(next(pauses))
                 continue
-            pause_s = ASK_EVERY_S
+            pauses = doubling(ASK_EVERY_S, AGAIN_S_MAX)
             if package is not None:
                 await self._do(package)
             elif once:
@@ -232,7 +231,7 @@ class Drone:
 
     async def _upload(self, path: str, file: Path) -> None:
         """Unavailable: no node took it, for as long as it was tried."""
-        began, pause_s = trio.current_time(), ASK_EVERY_S
+        began, pauses = trio.current_time(), doubling(ASK_EVERY_S, AGAIN_S_MAX)
         while True:
             try:
                 return await self._link.upload(path, file, self._says())
@@ -241,20 +240,19 @@ class Drone:
                 if trio.current_time() - began >= limit_s:
                     raise
                 log.warning("no node takes the upload", extra={"error": refusal.message})
-            await trio.sleep(pause_s)
-            pause_s = min(AGAIN_S_MAX, 2 * pause_s)
+            await trio.sleep(next(pauses))
 
     async def _send(self, report: Says) -> None:
         """Again and again; what nobody heard of in an hour goes back by itself."""
-        pause_s, facts = ASK_EVERY_S, {"package": report["package"], "status": report["status"]}
+        facts = {"package": report["package"], "status": report["status"]}
+        pauses = doubling(ASK_EVERY_S, AGAIN_S_MAX)
         with trio.move_on_after(REPORT_S_MAX):
             while True:
                 try:
                     done = await self._link.complete(report)
                 except Unavailable as refusal:
                     log.warning("no node takes the report", extra={"error": refusal.message})
-                    await trio.sleep(pause_s)
-                    pause_s = min(AGAIN_S_MAX, 2 * pause_s)
+                    await trio.sleep(next(pauses))
                     continue
                 except SwarmError as refusal:
                     log.error("the report is refused", extra=facts | {"error": refusal.message})

@@ -26,13 +26,13 @@ REMOVED_S_MAX = 5.0
 
 
 async def patiently(work: Callable[[], Awaitable[T]], again_s: float = AGAIN_S) -> T:
-    """For as long as it takes: nobody may lead at present, or no replica be in reach."""
+    """For as long as it takes: nobody may lead, no replica be in reach, or all be too busy."""
     while True:
         try:
             return await work()
         except (Busy, Unavailable) as refusal:
             log.debug("asked for again soon", extra={"reason": refusal.message})
-            await trio.sleep(again_s)
+            await trio.sleep(refusal.retry_after_s if isinstance(refusal, Busy) else again_s)
 
 
 async def make_known(cluster: Hosted) -> bool:
@@ -72,14 +72,9 @@ async def keep_up(
 async def propose_patiently(cluster: Cluster, command: Command[T], actor: Actor) -> T:
     """Propose, and again for as long as the swarm is too busy, or nobody leads it. Only for what
     counts once however often it is told."""
-    while True:
-        try:
-            return await cluster.propose(command, actor)
-        except Busy as busy:
-            await trio.sleep(busy.retry_after_s)
-        except Unavailable:
-            await trio.sleep(LEADERLESS_S)
-        except Conflict as refusal:
-            # This node was removed: what it says counts no more, and it is about to end.
-            log.warning("nobody is told any more", extra={"reason": refusal.message})
-            await trio.sleep_forever()
+    try:
+        return await patiently(lambda: cluster.propose(command, actor), LEADERLESS_S)
+    except Conflict as refusal:
+        # This node was removed: what it says counts no more, and it is about to end.
+        log.warning("nobody is told any more", extra={"reason": refusal.message})
+        await trio.sleep_forever()

@@ -22,6 +22,7 @@ import trio
 
 import swarmd.runner
 from swarmd.domain.errors import Invalid, Unavailable
+from swarmd.domain.pauses import doubling
 from swarmd.drivers.frames import (
     FRAME_BYTES_MAX,
     FRAMES,
@@ -44,6 +45,7 @@ log = logging.getLogger(__name__)
 
 IDS_PER_REQUEST = 10_000
 REQUESTS_MAX = 16
+AGAIN_S, AGAIN_S_MAX = 0.05, 2.0
 UNIT_STOPS_S = 0.1
 """How often it is asked whether the stop of the unit is over."""
 
@@ -207,7 +209,7 @@ class RunnerClient:
 
     async def _serve(self, task_status: trio.TaskStatus[None]) -> None:
         """Keep a connection; the first one is waited for by who opened us."""
-        pause_s = 0.05
+        pauses = doubling(AGAIN_S, AGAIN_S_MAX)
         told = False
         while not self._quitting:
             try:
@@ -216,10 +218,9 @@ class RunnerClient:
                 if not told:
                     raise
                 log.error("the runner cannot be reached", extra={"error": str(exc)})
-                await trio.sleep(pause_s)
-                pause_s = min(2.0, pause_s * 2)
+                await trio.sleep(next(pauses))
                 continue
-            pause_s = 0.05
+            pauses = doubling(AGAIN_S, AGAIN_S_MAX)
             self._set(connection)
             if not told:
                 told = True

@@ -16,6 +16,7 @@ from swarmd.cluster.handle import Cluster, Hosted
 from swarmd.cluster.patience import patiently
 from swarmd.domain.actors import SYSTEM, Actor
 from swarmd.domain.errors import Busy, NotFound, SwarmError, TooLarge, instead
+from swarmd.domain.pauses import doubling
 from swarmd.domain.terminals import Terminal, TerminalEnd
 from swarmd.drivers import asciicast
 from swarmd.drivers.asciicast import Recording, open_recording
@@ -198,8 +199,8 @@ class Terminals:
 
     async def _tell(self, actor: Actor, end: EndTerminal, path: Path) -> None:
         """Until the swarm has it: the file stays for as long."""
-        wait_s = KEEP_AGAIN_S
-        while True:
+        level = logging.DEBUG
+        for wait_s in doubling(KEEP_AGAIN_S, KEEP_AGAIN_S_MAX):
             try:
                 await self._cluster.propose(await self._with_recording(actor, end, path), actor)
                 break
@@ -207,12 +208,12 @@ class Terminals:
                 break  # it never came to its beginning
             except SwarmError as refusal:
                 log.log(
-                    logging.DEBUG if wait_s == KEEP_AGAIN_S else logging.WARNING,
+                    level,
                     "the end of a terminal is told again later",
                     extra={"terminal_id": end.id, "reason": refusal.message},
                 )
+            level = logging.WARNING
             await trio.sleep(wait_s)
-            wait_s = min(2 * wait_s, KEEP_AGAIN_S_MAX)
         await trio.to_thread.run_sync(remove, path)
 
     async def _with_recording(self, actor: Actor, end: EndTerminal, path: Path) -> EndTerminal:
