@@ -32,6 +32,7 @@ from swarmd.domain.care import (
 )
 from swarmd.domain.errors import Busy, Invalid, SwarmError, Unavailable
 from swarmd.domain.jobs import NodeId
+from swarmd.domain.nodes import NodeKind
 from swarmd.domain.probes import Probed, ProbeStatus
 from swarmd.state.care_commands import BeginCare, EaseCare, EndCare
 from swarmd.state.care_queries import Cared, ListCare
@@ -48,6 +49,8 @@ AT_ONCE = 128
 EASED_AT_ONCE = 100
 NODES_MAX = 1000
 """Of one ask."""
+RESUME_MS_MAX = 3_600_000
+"""A member at the foot of the ladder is asked to take up work for so long after its last action."""
 
 
 class Patient(msgspec.Struct, frozen=True):
@@ -96,6 +99,8 @@ class Plan(msgspec.Struct, frozen=True):
     forgotten: tuple[NodeId, ...] = ()
     """Whoever acted on them never told how it ended."""
     step: Step | None = None
+    resumed: tuple[NodeId, ...] = ()
+    """They ended their work for a reboot, and are to take up work again."""
 
 
 def plan(patients: Sequence[Patient], now_ms: int) -> Plan:
@@ -106,18 +111,33 @@ def plan(patients: Sequence[Patient], now_ms: int) -> Plan:
         p.cared.care.node_id for p in patients
         if p.cared.care.under_way and now_ms > (p.cared.care.begun_at or 0) + ACT_MS_MAX
     )  # fmt: skip
+    resumed = tuple(p.cared.care.node_id for p in patients if _resumes(p, now_ms))
     if any(p.cared.care.pauses(now_ms) and not p.well for p in patients):
-        return Plan(eased, forgotten)
+        return Plan(eased, forgotten, resumed=resumed)
     steps = [
         (p.cared.care.begun_at or 0, p.cared.node.name, step)
         for p in patients
         if (step := _grounded(p, now_ms) or _risen(p, now_ms)) is not None
     ]
-    return Plan(eased, forgotten, min(steps, key=lambda each: each[:2])[2] if steps else None)
+    step = min(steps, key=lambda each: each[:2])[2] if steps else None
+    return Plan(eased, forgotten, step, resumed)
 
 
 def _above_foot(care: Care) -> bool:
     return bool(care.level or care.attempts or care.failing_since)
+
+
+def _resumes(patient: Patient, now_ms: int) -> bool:
+    """A reboot has failed, or has come, or should have come by now; people may have been called
+    since. Who stands at the foot may have been put there before, and is not asked for ever: each
+    new leader asks, and a node that leaves the swarm ends its work too."""
+    care = patient.cared.care
+    if patient.cared.node.kind is not NodeKind.MEMBER or care.ended_at is None:
+        return False
+    if care.action not in (CareAction.REBOOT, CareAction.ALERT):
+        return False
+    lately = _above_foot(care) or now_ms < care.ended_at + RESUME_MS_MAX
+    return lately and (patient.well or not care.pauses(now_ms))
 
 
 def _grounded(patient: Patient, now_ms: int) -> Step | None:
@@ -185,6 +205,8 @@ class Caretaker:
         self._woken = trio.Event()
         self._round_at: int | None = None
         self._untold: EndCare | None = None
+        self._resumed: dict[NodeId, int | None] = {}
+        """After which action, by when it began, each was asked to take up work, and answered."""
 
     # What others ask
 
@@ -276,6 +298,7 @@ class Caretaker:
         ways = await self._ways.find(all_cared)
         self._known = {each.node.id: (each, ways[each.node.id]) for each in all_cared}
         self._seen = {n: seen for n, seen in self._seen.items() if n in self._known}
+        self._resumed = {n: at for n, at in self._resumed.items() if n in self._known}
 
     def _patients(self) -> list[Patient]:
         patients = []
@@ -356,13 +379,28 @@ class Caretaker:
         for node_id in todo.forgotten:
             detail = "whoever did it went away meanwhile"
             await self._cluster.propose(EndCare(node_id, False, detail, self._term), SYSTEM)
+        await self._resume(todo.resumed)
         for start in range(0, len(todo.eased), EASED_AT_ONCE):
             some = todo.eased[start : start + EASED_AT_ONCE]
-            for node_id in some:
-                await self._ways.resume(*self._known[node_id])
             await self._cluster.propose(EaseCare(some, self._term), SYSTEM)
         if todo.step is not None and todo.step.node_id in self._known:
             await self._take(todo.step, *self._known[todo.step.node_id])
+
+    async def _resume(self, node_ids: Sequence[NodeId]) -> None:
+        """Each once, until it answers."""
+        limit = trio.CapacityLimiter(AT_ONCE)
+
+        async def resume(cared: Cared) -> None:
+            async with limit:
+                if await self._ways.resume(cared.node.id):
+                    self._resumed[cared.node.id] = cared.care.begun_at
+
+        # Who is not known any more was removed meanwhile.
+        all_cared = [self._known[n][0] for n in node_ids if n in self._known]
+        async with trio.open_nursery() as nursery:
+            for cared in all_cared:
+                if self._resumed.get(cared.node.id) != cared.care.begun_at:
+                    nursery.start_soon(resume, cared)
 
     async def _take(self, step: Step, cared: Cared, way: Way) -> None:
         begin = BeginCare(

@@ -129,14 +129,23 @@ class Ways:
         return read_probe(ran.stdout)
 
     async def _ask_probe(self, node_id: NodeId, limit_s: float) -> Probed:
-        if not self._cluster.peer(node_id).alive and node_id != self._cluster.node.id:
+        if not self._there(node_id):
             raise Unavailable("the node does not answer over the mesh")
         with trio.move_on_after(limit_s):
             return await self._cluster.ask(node_id, ProbeHost())
         raise Unavailable(f"no answer over the mesh within {limit_s:g} s")
 
     async def act(self, cared: Cared, way: Way, action: CareAction) -> None:
-        """Refused with Unavailable where it was not done."""
+        """Refused with Unavailable where it was not done; a member then works as before."""
+        try:
+            await self._act(cared, way, action)
+        except BaseException:
+            if way.name == MESH and action is CareAction.REBOOT:
+                with trio.CancelScope(shield=True):
+                    await self.resume(cared.node.id)
+            raise
+
+    async def _act(self, cared: Cared, way: Way, action: CareAction) -> None:
         if way.name == MESH:
             try:
                 await self._act_by_mesh(cared.node.id, action)
@@ -159,11 +168,18 @@ class Ways:
             await self._cluster.ask(node_id, EndWork())
         await self._cluster.ask(node_id, ActOnHost(action))
 
-    async def resume(self, cared: Cared, way: Way) -> None:
-        """A node that ended its work for a reboot takes up work again, rebooted or not."""
-        if way.name == MESH and cared.care.action is CareAction.REBOOT:
-            with trio.move_on_after(MESH_S_MAX), suppress(SwarmError):
-                await self._cluster.ask(cared.node.id, EndWork(resume=True))
+    async def resume(self, node_id: NodeId) -> bool:
+        """Have a member that ended its work for a reboot take up work again; whether it answered,
+        which is not waited for long."""
+        if not self._there(node_id):
+            return False
+        with trio.move_on_after(MESH_S_MAX), suppress(SwarmError):
+            await self._cluster.ask(node_id, EndWork(resume=True))
+            return True
+        return False
+
+    def _there(self, node_id: NodeId) -> bool:
+        return self._cluster.peer(node_id).alive or node_id == self._cluster.node.id
 
     def _service(self, cared: Cared) -> str:
         member = cared.node.kind is NodeKind.MEMBER

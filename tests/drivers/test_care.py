@@ -17,21 +17,21 @@ from swarmd.cluster.asks import ActOnHost, ListProbes, ProbeHost, ProbeNow
 from swarmd.cluster.replica import Replica
 from swarmd.control import care
 from swarmd.control.care import Caretaker
-from swarmd.control.reaching import CareSettings, Ways
+from swarmd.control.reaching import CareSettings, Way, Ways
 from swarmd.domain.actors import Actor
 from swarmd.domain.builds import FAILURES_IN_A_ROW_MAX, GROUNDED_MS, HostSort, Outcome
 from swarmd.domain.care import Care, CareAction
 from swarmd.domain.errors import Conflict, Unavailable
 from swarmd.domain.jobs import Installed, JobId, JobKind, JobSpec, NodeId
 from swarmd.domain.nodes import Node, NodeKind
-from swarmd.domain.probes import ProbeStatus
+from swarmd.domain.probes import Probed, ProbeStatus, ServiceState
 from swarmd.drivers.ssh import HostKeyChanged, Ssh, SshTarget
 from swarmd.drivers.ssh_known import KnownHosts, SshAccount, lines_of
 from swarmd.ops.care import find
 from swarmd.state import commands as c
 from swarmd.state.build_commands import FinishBuild, NoteBuilder, PutBuilder, TakeBuilds
 from swarmd.state.build_queries import FindBuilder
-from swarmd.state.care_commands import BeginCare
+from swarmd.state.care_commands import BeginCare, EndCare
 from swarmd.state.care_queries import Cared, ListCare
 from tests.cluster import open_alone
 from tests.sshd import Sshd, make_key
@@ -302,6 +302,45 @@ async def test_two_builders_at_one_place_are_neither_probed_nor_healed(
         assert way.name == "" and "several builders" in way.why
     probes = await caretaker(swarm, found).probe_now(ProbeNow((ONE, liar), waits=True))
     assert probes.signs == ()
+
+
+async def test_one_that_is_removed_while_others_are_eased_is_passed_over(
+    swarm: Swarm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(care, "LOOK_S", 0.05)
+    stays, goes = NodeId("n2"), NodeId("n3")
+    for node_id in (stays, goes):
+        await swarm.propose(c.PutNode(Node(node_id, node_id, machine_version=c.VERSION)))
+        await swarm.propose(PutBuilder(node_id))
+        await swarm.propose(NoteBuilder(node_id, sort=HostSort.LXC))
+        begin = BeginCare(node_id, CareAction.REBOOT, True, None, "it ails", swarm.term)
+        await swarm.propose(begin)
+        await swarm.propose(EndCare(node_id, True, "", swarm.term))
+
+    class Removing(Ways):
+        """While they are asked to take up work, one goes."""
+
+        gone = False
+
+        async def probe(self, cared: Cared, way: Way) -> Probed:
+            return Probed(0.1, 4, (10,), 20, ServiceState.UNKNOWN, False, 1.0)
+
+        async def resume(self, *who: object) -> bool:
+            if not self.gone:
+                self.gone = True
+                await swarm.propose(c.RemoveNode(goes, 7, 10))
+            await keeper.list_probes(ListProbes())
+            return True
+
+    keeper = caretaker(swarm, Removing(swarm.cluster, CareSettings()))
+    swarm.clock.ms += 1000
+    await keeper.probe_now(ProbeNow((stays, goes), waits=True))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keeper.heal)
+        with trio.fail_after(20):
+            while (await swarm.cared(stays)).care.level:
+                await trio.sleep(0.02)
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_node_heals_its_own_host_where_the_swarm_has_agreed_to_it(

@@ -10,12 +10,13 @@ import trio
 from swarmd.cluster.asks import ActOnHost, ProbeHost
 from swarmd.domain.actors import Actor
 from swarmd.domain.builds import HostSort
-from swarmd.domain.care import FAILING_MS_MIN, HEARD_MS, CareAction
+from swarmd.domain.care import FAILING_MS_MIN, HEARD_MS, PAUSES_MS, CareAction
 from swarmd.domain.errors import Unavailable
 from swarmd.domain.events import CareTaken
 from swarmd.domain.jobs import Constraint, Installed, JobId, JobSpec, NodeId
 from swarmd.domain.probes import Probed, ProbeStatus, ServiceState
-from swarmd.ops import builds, care
+from swarmd.ops import care
+from swarmd.ops.events import list_events
 from swarmd.sim.bottle import Bottle
 from swarmd.state.build_commands import NoteBuilder, PutBuilder
 from swarmd.state.commands import NewJob, SubmitJobs
@@ -34,7 +35,7 @@ class Host:
     name: str
     load: float = 0.1
     hangs: bool = False
-    refuses: bool = False
+    refuses: tuple[CareAction, ...] = ()
     done: list[tuple[float, CareAction]] = field(default_factory=list)
     busy: set[str] = field(default_factory=set)
     """Hosts that something is being done to; of all of them together."""
@@ -85,7 +86,7 @@ class Host:
         self.busy.add(self.name)
         try:
             await trio.sleep(ACTION_S)
-            if self.refuses:
+            if ask.action in self.refuses:
                 raise Unavailable("it cannot be done here")
             self.done.append((trio.current_time(), ask.action))
         finally:
@@ -150,7 +151,7 @@ async def test_a_leader_that_dies_in_the_middle_of_a_step_leaves_it_to_the_next(
     await bottle.crash(await bottle.leader())
     await host.until_level(1, 600)
     assert CareAction.KILL_START not in host.actions
-    events = await bottle.request(host.name, lambda c: builds.list_events(
+    events = await bottle.request(host.name, lambda c: list_events(
         c, ("CareTaken",), limit=20, since=0
     ))  # fmt: skip
     told = [e.body.what for e in reversed(events[0]) if isinstance(e.body, CareTaken)]
@@ -241,3 +242,74 @@ async def test_what_a_node_did_goes_back_before_its_reboot_and_it_takes_up_work_
     host.load = 0.5
     await host.until_level(0, 200)
     assert await work_goes_on(bottle, host)
+
+
+async def worker(bottle: Bottle) -> Host:
+    """A builder that fails, in a swarm where jobs can be given to one node."""
+    names = ("a", "b", "c", "d")
+    bottle.labels = {name: {"host": name} for name in names}
+    await bottle.populate(*names)
+    host = Host(bottle, (await followers(bottle))[-1], load=99.0)
+    await host.begin()
+    return host
+
+
+async def until_rebooted(bottle: Bottle, host: Host) -> None:
+    """As far as it says: the host stays up."""
+    await host.until_level(3, 900)
+    assert not await work_goes_on(bottle, host), "it is about to be rebooted"
+
+
+@bottled(97)
+async def test_who_could_not_be_rebooted_takes_up_work_again(bottle: Bottle) -> None:
+    host = await worker(bottle)
+    host.refuses = (CareAction.REBOOT,)
+    await host.until_level(2, 600)
+    with trio.fail_after(300):
+        while (await host.view()).care.failed_tries == 0:
+            await trio.sleep(1)
+    assert await work_goes_on(bottle, host), "at once"
+    await host.until_level(4, 900)
+    assert await work_goes_on(bottle, host), "people were called"
+    host.load = 0.5
+    await host.until_level(0, 200)
+    assert await work_goes_on(bottle, host)
+
+
+@bottled(98)
+async def test_who_was_put_at_the_foot_before_its_reboot_came_takes_up_work_again(
+    bottle: Bottle,
+) -> None:
+    host = await worker(bottle)
+    await until_rebooted(bottle, host)
+    assert await bottle.request("b", lambda c: care.reset(c, ADMIN, host.name)) == 3
+    await trio.sleep(PAUSES_MS[CareAction.REBOOT] / 1000)
+    assert await work_goes_on(bottle, host)
+
+
+@bottled(99)
+async def test_who_is_out_of_reach_until_people_are_called_takes_up_work_again(
+    bottle: Bottle,
+) -> None:
+    host = await worker(bottle)
+    await until_rebooted(bottle, host)
+    bottle.network.isolate(host.name)
+    await host.until_level(4, 900)
+    await bottle.crash(await bottle.leader(among=tuple(n for n in "abcd" if n != host.name)))
+    await trio.sleep(60)
+    bottle.network.heal()
+    host.load = 0.5
+    await host.until_level(0, 200)
+    assert await work_goes_on(bottle, host)
+
+
+@bottled(100)
+async def test_who_is_left_in_the_middle_of_its_reboot_takes_up_work_again(bottle: Bottle) -> None:
+    host = await worker(bottle)
+    await host.until_level(2, 600)
+    await bottle.until(lambda: bool(host.busy), 300, "a reboot is about to be asked for")
+    leader = await bottle.leader()
+    await bottle.request(leader, lambda c: c.hand_over())
+    assert await bottle.leader() != leader
+    assert await work_goes_on(bottle, host)
+    assert CareAction.REBOOT not in host.actions

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from swarmd.config_sources import load
-from swarmd.control.care import Patient, Plan, Step, follow, plan
+from swarmd.control.care import RESUME_MS_MAX, Patient, Plan, Step, follow, plan
 from swarmd.domain.builds import GROUNDED_MS, Builder, HostSort
 from swarmd.domain.care import (
     ACT_MS_MAX,
@@ -50,13 +50,13 @@ def patient(
     name: str = "one", status: ProbeStatus | None = ProbeStatus.SERVICE_DOWN, *,
     failures: int = FAILURES_MIN, failing_ms: int = FAILING_MS_MIN, way: bool = True,
     sort: HostSort = HostSort.LXC, auto_reboot: bool = True, care: dict[str, Any] | None = None,
-    builder: dict[str, Any] | None = None,
+    builder: dict[str, Any] | None = None, kind: NodeKind = NodeKind.DRONE,
 ) -> Patient:  # fmt: skip
     node_id = NodeId(name)
     return Patient(
         Cared(
             Builder(node_id, sort, auto_reboot, **(builder or {})),
-            Node(node_id, name, NodeKind.DRONE),
+            Node(node_id, name, kind),
             Care(node_id, **(care or {})),
         ),
         way, status, failures, NOW - failing_ms, NOW - 1,
@@ -169,6 +169,27 @@ def test_a_grounded_builder_is_restarted_then_rebooted_each_time_once(
     assert taken(seen) is None
     over = patient(status=None, builder={"groundings": groundings, "grounded_until": NOW})
     assert taken(over) is None
+
+
+@pytest.mark.parametrize("level", [3, 0])
+@pytest.mark.parametrize("ok", [True, False])
+def test_a_member_takes_up_work_when_its_reboot_should_have_come(level: int, ok: bool) -> None:
+    def resumed(
+        ago_ms: int, status: ProbeStatus | None = None, kind: NodeKind = NodeKind.MEMBER,
+        **more: Any,
+    ) -> bool:  # fmt: skip
+        rebooted = {**after(3, ago_ms, ok=ok), "level": level, **more}
+        todo = plan([patient(status=status, failures=0, kind=kind, care=rebooted)], NOW)
+        return todo.resumed == (NodeId("one"),)
+
+    pause = PAUSES_MS[CareAction.REBOOT]
+    assert resumed(pause) and not resumed(pause - 1)
+    assert resumed(pause - 1, ProbeStatus.OK), "it is well again"
+    assert not resumed(pause, ended_at=None), "it is under way"
+    assert not resumed(pause, kind=NodeKind.DRONE)
+    assert resumed(pause, action=CareAction.ALERT), "people were called since"
+    assert not resumed(pause, action=CareAction.RESTART)
+    assert resumed(RESUME_MS_MAX) == (level > 0)
 
 
 def test_who_is_heard_of_is_not_unreachable() -> None:
