@@ -368,7 +368,10 @@ def _terminals(
 ) -> AbstractAsyncContextManager[Terminals]:
     """Terminals on builders through this node."""
     section = config.terminals
-    settings = TerminalSettings(**{f.name: getattr(section, f.name) for f in fields(section)})
+    told = {f.name: getattr(section, f.name) for f in fields(section)}
+    # A recording becomes a blob: one that is too large for that would be lost whole.
+    told["recording_bytes_max"] = min(section.recording_bytes_max, config.jobs.blob_bytes_max)
+    settings = TerminalSettings(**told)
     return open_terminals(cluster, reach, data_dir / "terminals", settings, running.stopping.is_set)
 
 

@@ -18,6 +18,7 @@ import click
 from swarmd.cli import options, show
 from swarmd.cli.client import Refused, find_daemon
 from swarmd.cli.main import EXIT_REFUSED, tell
+from swarmd.domain.pauses import doubling
 
 if TYPE_CHECKING:
     import trio
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 PORT = 8093
 ESCAPE = b"\x1d"
 END_OF_INPUT = "\x04"
+END_AGAIN_S, END_AGAIN_S_MAX = 0.5, 60.0
+"""Of quiet, after something was shown."""
 READ_BYTES = 4096
 CONNECT_S = 60.0
 COLS, ROWS, SIZE_MAX = 80, 24, 1000
@@ -92,6 +95,12 @@ def _raw(fd: int) -> Iterator[None]:
         termios.tcsetattr(fd, termios.TCSADRAIN, before)
 
 
+class _Shown:
+    """How much was on the screen so far."""
+
+    pieces = 0
+
+
 async def _connect(host: str, port: int, tls: bool, key: str, drone: str) -> int:
     import trio
     import trio_websocket
@@ -108,7 +117,7 @@ async def _connect(host: str, port: int, tls: bool, key: str, drone: str) -> int
 
     at = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     path = f"/ws/ssh/{quote(drone, safe='')}?{urlencode(_size())}"
-    code = EXIT_REFUSED
+    code, shown = EXIT_REFUSED, _Shown()
     kinds = (trio_websocket.HandshakeError, OSError, trio.TooSlowError, KeyboardInterrupt)
     with instead(kinds, say):
         async with trio.open_nursery() as nursery:
@@ -118,14 +127,14 @@ async def _connect(host: str, port: int, tls: bool, key: str, drone: str) -> int
                     nursery, await open_stream(host, port), at, path,
                     extra_headers=[(b"X-Admin-Key", key.encode())],
                 )  # fmt: skip
-            nursery.start_soon(_type, connection, nursery.cancel_scope)
+            nursery.start_soon(_type, connection, shown, nursery.cancel_scope)
             nursery.start_soon(_follow_size, connection)
-            code = await _show(connection)
+            code = await _show(connection, shown)
             nursery.cancel_scope.cancel()
     return code
 
 
-async def _show(connection: WebSocketConnection) -> int:
+async def _show(connection: WebSocketConnection, shown: _Shown) -> int:
     """Until it closes: the exit status."""
     import trio_websocket
 
@@ -135,6 +144,7 @@ async def _show(connection: WebSocketConnection) -> int:
             message = _read(await connection.get_message())
             match message.get("type"):
                 case "output":
+                    shown.pieces += 1
                     sys.stdout.write(str(message.get("data", "")))
                     sys.stdout.flush()
                 case "exit":
@@ -144,11 +154,11 @@ async def _show(connection: WebSocketConnection) -> int:
     return code
 
 
-async def _type(connection: WebSocketConnection, leaving: trio.CancelScope) -> None:
+async def _type(connection: WebSocketConnection, shown: _Shown, leaving: trio.CancelScope) -> None:
     import trio
     import trio_websocket
 
-    fd = sys.stdin.fileno()
+    fd, last = sys.stdin.fileno(), ""
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     with suppress(trio_websocket.ConnectionClosed):
         while True:
@@ -157,10 +167,30 @@ async def _type(connection: WebSocketConnection, leaving: trio.CancelScope) -> N
             if ESCAPE in data and os.isatty(fd):
                 leaving.cancel()
                 return
-            text = decoder.decode(data, final=not data) or ("" if data else END_OF_INPUT)
+            text = decoder.decode(data, final=not data)
+            last = (last + text)[-1:]
+            if not data:
+                # In the middle of a line ^D ends no input, it only hands over what is there.
+                text += END_OF_INPUT if last in ("", "\n", "\r") else f"\n{END_OF_INPUT}"
             await connection.send_message(json.dumps({"type": "input", "data": text}))
             if not data:
-                return
+                break
+        await _stay_ended(connection, shown)
+
+
+async def _stay_ended(connection: WebSocketConnection, shown: _Shown) -> None:
+    """One ^D is not enough: what the shell runs may take it, and a shell that edits its lines
+    misses one that comes while it does not read. So there is another once more was shown, and no
+    more comes: that may be its prompt."""
+    import trio
+
+    for quiet_s in doubling(END_AGAIN_S, END_AGAIN_S_MAX):
+        answered, before = shown.pieces, -1
+        while before != shown.pieces or before == answered:
+            before = shown.pieces
+            await trio.sleep(quiet_s)
+        said = {"type": "input", "data": END_OF_INPUT}
+        await connection.send_message(json.dumps(said))
 
 
 async def _follow_size(connection: WebSocketConnection) -> None:

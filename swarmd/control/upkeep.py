@@ -18,6 +18,7 @@ from swarmd.domain.actors import SYSTEM
 from swarmd.domain.builds import STAGED_MS_MAX
 from swarmd.domain.errors import Busy, Conflict
 from swarmd.domain.events import JobBlocked, JobEnded, JobRetrying
+from swarmd.domain.terminals import KEPT_MS
 from swarmd.state.build_commands import DropStaged
 from swarmd.state.commands import (
     DropBlobs,
@@ -29,7 +30,9 @@ from swarmd.state.commands import (
     WakeJobs,
 )
 from swarmd.state.queries import GetStanding, ListClaims
-from swarmd.state.versions import BUILDS_SINCE
+from swarmd.state.terminal_commands import ForgetTerminals
+from swarmd.state.terminal_queries import OldestTerminal
+from swarmd.state.versions import BUILDS_SINCE, TERMINALS_SINCE
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +122,9 @@ async def prune(cluster: Cluster, term: int, settings: UpkeepSettings) -> None:
         if cluster.cluster_version() >= BUILDS_SINCE:
             staged = DropStaged(now - STAGED_MS_MAX, _PER_ENTRY, term)
             await _until_few(partial(cluster.propose, staged, SYSTEM))
+        if cluster.cluster_version() >= TERMINALS_SINCE:
+            old = ForgetTerminals(now - KEPT_MS, _PER_ENTRY, term)
+            await _until_few(partial(_forgotten, cluster, old))
         gone = ForgetGone(now - GONE_KEPT_MS, _PER_ENTRY, term)
         await _until_few(partial(cluster.propose, gone, SYSTEM))
         await trio.sleep(PRUNE_EVERY_S)
@@ -127,6 +133,13 @@ async def prune(cluster: Cluster, term: int, settings: UpkeepSettings) -> None:
 async def _dropped(cluster: Cluster, command: DropBlobs) -> int:
     dropped = await cluster.propose(command, SYSTEM)
     return len(dropped)
+
+
+async def _forgotten(cluster: Cluster, command: ForgetTerminals) -> int:
+    oldest = await cluster.read(OldestTerminal())
+    if oldest is None or oldest >= command.before:
+        return 0
+    return await cluster.propose(command, SYSTEM)
 
 
 async def _until_few(step: Callable[[], Awaitable[int]]) -> None:

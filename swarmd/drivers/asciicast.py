@@ -101,11 +101,15 @@ async def open_recording(
     return Recording(path, fd, bytes_max, len(head))
 
 
-def mend(path: Path) -> int:
-    """Cut a file whose writer died after its last whole line; how much is left. Blocks."""
-    size_bytes = path.stat().st_size
-    with path.open("r+b") as file:
-        at = size_bytes
+def mend(path: Path) -> int | None:
+    """Cut a file whose writer died after its last whole line; how much is left, and None where
+    there is no file. Blocks. OSError, as the disk has it."""
+    try:
+        file = path.open("r+b")
+    except FileNotFoundError:
+        return None
+    with file:
+        at = size_bytes = os.fstat(file.fileno()).st_size
         while at > 0:
             start = max(0, at - SLICE_BYTES)
             file.seek(start)
@@ -121,10 +125,21 @@ def mend(path: Path) -> int:
 
 
 async def pieces(path: Path) -> AsyncIterator[bytes]:
-    """The file as it lies there."""
+    """The file as it lies there. OSError, as the disk has it."""
     async with await trio.open_file(path, "rb") as file:
         while piece := await file.read(SLICE_BYTES):
             yield piece
+
+
+def drop(path: Path) -> None:
+    """Of no more use. Where the disk does not let go of it, there is the next start. Blocks."""
+    try:
+        remove(path)
+    except OSError as error:
+        log.warning(
+            "a recording that is not needed here stays on the disk",
+            extra={"path": str(path), "error": os.strerror(error.errno or 0)},
+        )
 
 
 def _begin(path: Path, head: bytes) -> int:

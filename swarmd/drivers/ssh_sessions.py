@@ -2,7 +2,8 @@
 
 Closing a channel ends no process, and sshd passes no signals on for root. So each command is
 started by a shell that first says which session it leads, and a session that is left before its
-end is ended by a second command: every process in it, whatever it ignores.
+end is ended by a second command: every process in it, whatever it ignores. At a terminal that is
+done after the end too: what runs in the background outlives its shell.
 """
 
 from __future__ import annotations
@@ -32,12 +33,16 @@ NOISE_BYTES_MAX = 64 * 1024
 TERMINAL_WINDOW_BYTES = 256 * 1024
 
 _SHELL = 'exec "${SHELL:-/bin/sh}" -l'
-_SWEEP = """exec 2>/dev/null; s=%d; each() { k=$1; f=; kill -"$k" -- "-$s"; for p in /proc/[0-9]*; \
+_SWEEP = """exec 2>/dev/null; s=%d; %s; \
+each() { k=$1; f=; kill -"$k" -- "-$s"; for p in /proc/[0-9]*; \
 do l=; read -r l <"$p/stat"; set -- ${l##*) }; [ "$3" = "$s" ] || [ "$4" = "$s" ] || continue; \
 [ "$1" = Z ] || { f=1; kill -"$k" "${p#/proc/}"; }; done; }; nap() { sleep 0.05 || sleep 1; }; \
 if [ -n "%s" ]; then each HUP; n=0; while [ -n "$f" ] && [ $n -lt 10 ]; do nap; n=$((n+1)); \
 each 0; done; fi; n=0; while [ $n -lt 20 ]; do each KILL; [ -n "$f" ] || exit 0; n=$((n+1)); nap; \
 done; exit 1"""
+_STALE = '[ ! -d "/proc/$s" ] || exit 0'
+"""The kernel gives nobody the number of a session that still has a process: where it is taken after
+the leader's end, nothing was left, and those who have it now are others."""
 
 
 class Session:
@@ -88,9 +93,9 @@ class Session:
 async def open_session(
     connection: Connection, command: Sequence[str] | str | None, pty: Pty | None = None
 ) -> AsyncIterator[Session]:
-    """Run the command, or for None a login shell. Left before its end, its processes are ended:
-    at a terminal they are told to first, as when the line is cut. What is to stay on purpose has a
-    session of its own, by `setsid` or a service manager."""
+    """Run the command, or for None a login shell. Left before its end, and at a terminal after it
+    as well, its processes are ended: at a terminal they are told to first, as when the line is cut.
+    What is to stay on purpose has a session of its own, by `setsid` or a service manager."""
     nonce = secrets.token_hex(8)
     wrapped = _wrapped(_text(command), nonce, to_stderr=pty is None)
     window_bytes = TERMINAL_WINDOW_BYTES if pty else 1024 * 1024
@@ -99,7 +104,8 @@ async def open_session(
     try:
         yield session
     finally:
-        if channel.exit_code is None and not channel.ended:
+        runs = channel.exit_code is None and not channel.ended
+        if runs or (pty is not None and not connection.closed.is_set()):
             with trio.CancelScope(shield=True):
                 await _end(connection, session, told_first=pty is not None)
         channel.close()
@@ -116,7 +122,8 @@ async def _end(connection: Connection, session: Session, *, told_first: bool) ->
         if session.leader is not None:
             try:
                 async with connection.sweeping:
-                    await _sweep(connection, session.leader, told_first=told_first)
+                    ended = session.channel.exit_code is not None
+                    await _sweep(connection, session.leader, ended=ended, told_first=told_first)
             except SwarmError as error:
                 log.warning(
                     "what a command left could not be ended",
@@ -127,8 +134,8 @@ async def _end(connection: Connection, session: Session, *, told_first: bool) ->
         connection.retire()
 
 
-async def _sweep(connection: Connection, leader: int, *, told_first: bool) -> None:
-    text = _SWEEP % (leader, "y" if told_first else "")
+async def _sweep(connection: Connection, leader: int, *, ended: bool, told_first: bool) -> None:
+    text = _SWEEP % (leader, _STALE if ended else ":", "y" if told_first else "")
     channel = await connection.open(command=f"exec /bin/sh -c {shlex.quote(text)}")
     try:
         while await channel.receive() is not None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import codecs
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import msgspec
@@ -20,7 +20,6 @@ from swarmd.domain.pauses import doubling
 from swarmd.domain.terminals import Terminal, TerminalEnd
 from swarmd.drivers import asciicast
 from swarmd.drivers.asciicast import Recording, open_recording
-from swarmd.drivers.files import remove
 from swarmd.drivers.ssh import Terminal as Shell
 from swarmd.drivers.ssh_terminal import pty_of
 from swarmd.ops import blobs
@@ -198,7 +197,8 @@ class Terminals:
         self._give_back(done.id)
 
     async def _tell(self, actor: Actor, end: EndTerminal, path: Path) -> None:
-        """Until the swarm has it: the file stays for as long."""
+        """Until the swarm has it: the file stays for as long. A disk that does not give it, or does
+        not take it as a blob, ends one attempt and not the node."""
         level = logging.DEBUG
         for wait_s in doubling(KEEP_AGAIN_S, KEEP_AGAIN_S_MAX):
             try:
@@ -206,18 +206,18 @@ class Terminals:
                 break
             except NotFound:
                 break  # it never came to its beginning
-            except SwarmError as refusal:
+            except (SwarmError, OSError) as refusal:
                 log.log(
                     level,
                     "the end of a terminal is told again later",
-                    extra={"terminal_id": end.id, "reason": refusal.message},
+                    extra={"terminal_id": end.id, "reason": str(refusal)},
                 )
             level = logging.WARNING
             await trio.sleep(wait_s)
-        await trio.to_thread.run_sync(remove, path)
+        await trio.to_thread.run_sync(asciicast.drop, path)
 
     async def _with_recording(self, actor: Actor, end: EndTerminal, path: Path) -> EndTerminal:
-        if not await trio.to_thread.run_sync(path.exists):
+        if await trio.to_thread.run_sync(asciicast.mend, path) is None:
             return end
         try:
             info = await blobs.put(self._cluster, actor, asciicast.pieces(path))
@@ -235,16 +235,15 @@ class Terminals:
         mine = [terminal.id for terminal in await patiently(lambda: self._cluster.read(asked))]
         for id in dict.fromkeys([*(path.stem for path in left), *mine]):
             if id not in self._open:
-                await self._tell_died(id)
+                # Beside each other: one that the disk does not give keeps no other waiting.
+                self._nursery.start_soon(self._tell_died, id)
 
     async def _tell_died(self, id: str) -> None:
         path = self._file(id)
         terminal = await patiently(lambda: self._cluster.read(FindTerminal(id)))
         if terminal is None or terminal.end is not None:
-            await trio.to_thread.run_sync(remove, path)
+            await trio.to_thread.run_sync(asciicast.drop, path)
             return
-        with suppress(FileNotFoundError):
-            await trio.to_thread.run_sync(asciicast.mend, path)
         await self._tell(SYSTEM, EndTerminal(id, TerminalEnd.STOPPED, cut=True), path)
 
     async def kept(self, id: str) -> None:

@@ -57,7 +57,7 @@ from swarmd.state.payload_commands import (
     ReleasePayload,
     TakeRoll,
 )
-from swarmd.state.terminal_commands import BeginTerminal, EndTerminal
+from swarmd.state.terminal_commands import BeginTerminal, EndTerminal, ForgetTerminals
 
 
 class NewJob(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -65,9 +65,13 @@ class NewJob(msgspec.Struct, frozen=True, omit_defaults=True):
     spec: JobSpec
 
 
+QUEUED_AS = "queued_as"
+"""A fact of the refusal of a package that is in the queue: as which job."""
+
+
 class SubmitJobs(Command[tuple["Job | Refusal", ...]], frozen=True):
     """Queue jobs. Refused one by one: an unknown dependency, one that failed, an idempotency key
-    that stands for another job."""
+    that stands for another job, a package that is in the queue."""
 
     jobs: tuple[NewJob, ...]
     group_id: GroupId | None = None
@@ -377,6 +381,7 @@ AnyCommand = (
     | ResetCare
     | BeginTerminal
     | EndTerminal
+    | ForgetTerminals
 )
 
 
@@ -475,6 +480,7 @@ ANSWERS: dict[type[Any], Any] = {
     ResetCare: int,
     BeginTerminal: Terminal,
     EndTerminal: Terminal,
+    ForgetTerminals: int,
 }
 """What each command answers, for an answer that has to be read back from the state."""
 
@@ -499,6 +505,7 @@ SINCE: dict[type[Any], int] = {
     ReplaceBinPkg: 4,
     BeginTerminal: 4,
     EndTerminal: 4,
+    ForgetTerminals: 4,
     LoseAttempts: 2,
     HoldAttempts: 2,
 }

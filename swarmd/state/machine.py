@@ -98,6 +98,7 @@ RULES: dict[type[Any], Callable[[Tx, Any], Any]] = {
     care_.ResetCare: care.reset,
     t.BeginTerminal: terminals.begin,
     t.EndTerminal: terminals.end,
+    t.ForgetTerminals: terminals.forget,
 }
 
 

@@ -22,3 +22,12 @@ class EndTerminal(Command[Terminal], frozen=True):
     exit_code: int | None = None
     sha256: str | None = None
     cut: bool = False
+
+
+class ForgetTerminals(Command[int], frozen=True):
+    """Forget terminals that began before a time, oldest first, with their recordings. Answers how
+    many. Fenced by term."""
+
+    before: int
+    limit: int
+    term: int

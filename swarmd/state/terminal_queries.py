@@ -27,6 +27,10 @@ class ListOpenTerminals(Query["list[Terminal]"], frozen=True):
     via: NodeId
 
 
+class OldestTerminal(Query["int | None"], frozen=True):
+    """When it began; None where none is kept."""
+
+
 def _list(conn: Conn, query: ListTerminals) -> list[Terminal]:
     rows = conn.execute(
         "SELECT body FROM terminals ORDER BY n DESC LIMIT ?", (min(query.limit, KEPT_MAX),)
@@ -39,8 +43,15 @@ def _list_open(conn: Conn, query: ListOpenTerminals) -> list[Terminal]:
     return [terminal for row in rows if (terminal := decode_terminal(row[0])).end is None]
 
 
+def _oldest(conn: Conn, query: OldestTerminal) -> int | None:
+    """The log's time never goes back: they are in the order in which they began."""
+    row = conn.execute("SELECT began_at FROM terminals ORDER BY n LIMIT 1").fetchone()
+    return None if row is None else int(row[0])
+
+
 TERMINAL_QUERIES: dict[type[Any], Callable[[Conn, Any], Any]] = {
     ListTerminals: _list,
     FindTerminal: lambda conn, query: find_terminal(conn.execute, query.id),
     ListOpenTerminals: _list_open,
+    OldestTerminal: _oldest,
 }

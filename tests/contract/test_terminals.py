@@ -39,6 +39,8 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
             folder / "node", jobs={"executor": False}, ssh=sshd.settings(folder / "known"),
             care={"enabled": False}, log={"level": "debug"},
             terminals={"sessions_max": 3, "recording_bytes_max": SHOWN_BYTES_MAX},
+            # Another one says that it is there too.
+            ssh__hosts={"drone-01": f"{sshd.host}:{sshd.port}"},
             environment={"ADMIN_KEY": KEY},
         ) as daemon:  # fmt: skip
             await_builds(daemon)
@@ -138,13 +140,27 @@ async def test_who_goes_leaves_no_process_behind(host: Host, tmp_path: Path, pol
     assert "so it runs" in json.dumps(host.recorded(done["id"]))
 
 
+async def test_a_shell_that_exits_leaves_nothing_in_the_background(
+    host: Host, tmp_path: Path
+) -> None:
+    pids = tmp_path / "pids"
+    async with connected(host) as screen:
+        await screen.type(f"sleep 1000 & echo $! >{pids}; nohup sleep 1001 & echo $! >>{pids}\n")
+        await screen.type("exit\n")
+        assert (await screen.until_type("exit"))["code"] == 0
+        assert await screen.closed() == 1000
+    found = [int(pid) for pid in pids.read_text().split()]
+    assert len(found) == 2 and not any(map(alive, found))
+
+
 # -- bounds --------------------------------------------------------------------------------------
 
 
 async def test_a_slow_reader_has_the_host_wait_and_misses_nothing(
     host: Host, tmp_path: Path
 ) -> None:
-    known, count = len(host.terminals()), 1_500_000  # 10.9 MB, more than the kernel's buffers
+    # 22.9 MB: the kernel's own buffers, which grow, have held 10.8 MB of it.
+    known, count = len(host.terminals()), 3_000_000
     file = tmp_path / "pid"
     async with connected(host) as screen:
         await screen.type(f"stty -echo -opost; sh -c 'echo $$ >{file}; exec seq 1 {count}'; exit\n")
@@ -155,7 +171,7 @@ async def test_a_slow_reader_has_the_host_wait_and_misses_nothing(
             writer, written = int(file.read_text()), -1
             while written != (written := written_bytes(writer)) or not written:
                 await trio.sleep(0.2)  # until it waits for somebody who reads
-        assert written < 9_000_000 and alive(writer)
+        assert written < 20_000_000 and alive(writer)
         assert rss_bytes(host.daemon) - before < 8 * 1024 * 1024
         await screen.until_type("exit")
         lines = screen.shown.split("\n")
@@ -275,15 +291,10 @@ async def test_what_cannot_be_is_said_before_it_closes(
 
 async def test_a_host_that_nobody_knows_or_reaches_is_refused(host: Host) -> None:
     known = len(host.terminals())
-    for name, ip, code in (("stranger", "127.0.0.77", 1008), ("stranger", "127.0.0.1", 1000)):
-        await trio.to_thread.run_sync(host.drone, name, ip)
-        async with terminal(host, name) as screen:
-            message = await screen.next()
-            if code == 1000:
-                assert message["type"] == "connected"
-                continue
-            assert message["type"] == "error"
-            assert await screen.closed() in (1008, 1013)
+    await trio.to_thread.run_sync(host.drone, "stranger", "127.0.0.77")
+    async with terminal(host, "stranger") as screen:
+        assert (await screen.next())["type"] == "error"
+        assert await screen.closed() in (1008, 1013)
     await trio.to_thread.run_sync(host.host.stop)
     try:
         async with terminal(host) as screen:
@@ -291,8 +302,23 @@ async def test_a_host_that_nobody_knows_or_reaches_is_refused(host: Host) -> Non
             assert await screen.closed() == 1013
     finally:
         await trio.to_thread.run_sync(host.host.start)
+    assert len(host.terminals()) == known
+
+
+async def test_who_says_to_be_where_another_is_gets_no_terminal(host: Host) -> None:
+    """The first is where the configuration has it, the other where it says."""
+    known = len(host.terminals())
+    await trio.to_thread.run_sync(host.drone, "liar", "127.0.0.1")
+    async with terminal(host, "liar") as screen:
+        refused = await screen.next()
+        assert refused["type"] == "error" and "ssh.hosts" in refused["hint"]
+        assert "liar: it says that it is at 127.0.0.1, where drone-0" in refused["error"]
+        assert await screen.closed() == 1008
+    assert len(host.terminals()) == known
+    async with connected(host) as screen:
+        await screen.type("exit\n")
+        await screen.until_type("exit")
     await host.ended(known)
-    assert len(host.terminals()) == known + 1  # of the one that was
 
 
 async def test_nobody_logs_in_to_a_host_whose_key_has_changed(host: Host) -> None:

@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from swarmd.domain.errors import Unavailable
-from swarmd.drivers.asciicast import HELD_BYTES_MAX, Recording, mend, open_recording, pieces
+from swarmd.drivers.asciicast import HELD_BYTES_MAX, Recording, drop, mend, open_recording, pieces
 
 MIB = 1024 * 1024
 
@@ -129,3 +129,16 @@ def test_what_a_writer_left_that_died_ends_with_its_last_whole_line(
     file.write_bytes(data)
     assert mend(file) == len(kept) and file.read_bytes() == kept
     assert os.listdir(tmp_path) == ["a.cast"]
+
+
+def test_where_nothing_was_begun_there_is_nothing_to_mend_or_to_drop(tmp_path: Path) -> None:
+    assert mend(tmp_path / "a.cast") is None
+    drop(tmp_path / "a.cast")
+
+
+def test_what_the_disk_does_not_let_go_of_stays_and_is_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.cast").mkdir()
+    drop(tmp_path / "a.cast")
+    assert "stays on the disk" in caplog.text and os.listdir(tmp_path) == ["a.cast"]

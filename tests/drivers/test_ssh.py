@@ -15,6 +15,7 @@ import trio
 from swarmd.domain.errors import Busy, Invalid, TooLarge, Unavailable
 from swarmd.domain.probes import ServiceState, probe_command, read_probe
 from swarmd.drivers.ssh import Ssh, SshSettings, Terminal, open_ssh
+from swarmd.drivers.ssh_sessions import _STALE, _SWEEP
 from tests.sshd import Sshd, alive, running_sshd
 
 SLEEPERS = "trap '' HUP INT TERM; set -m; sleep 1000 & (trap '' HUP; exec sleep 1001) &"
@@ -289,6 +290,39 @@ async def test_a_terminal_that_is_left_is_gone_with_all_its_processes(
         pids = [*await written(Path(f"{file}.shell")), *await written(file, 3)]
         assert all(map(alive, pids))
     await gone(*pids)
+
+
+async def test_what_a_shell_leaves_in_the_background_ends_with_its_terminal(
+    ssh: Ssh, sshd: Sshd, tmp_path: Path
+) -> None:
+    file, stays = tmp_path / "pids", tmp_path / "stays"
+    async with ssh.terminal(sshd.target()) as terminal:
+        await terminal.send(
+            f"setsid sh -c 'echo $$ >{stays}; exec sleep 1000'\n"
+            f"sleep 1000 & nohup sleep 1001 >/dev/null & {SLEEPERS} jobs -p >{file}\n".encode()
+        )
+        pids, (apart,) = await written(file, 4), await written(stays)
+        await terminal.send(b"exit 5\n")
+        with trio.fail_after(20):
+            while await terminal.receive():
+                pass
+        assert terminal.exit_code == 5
+        assert all(map(alive, pids))
+    left = [pid for pid in (*pids, apart) if alive(pid)]
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
+    assert left == [apart]
+
+
+def test_a_session_that_has_taken_the_number_of_one_that_ended_is_let_be() -> None:
+    with subprocess.Popen(["sleep", "1000"], start_new_session=True) as other:
+        try:
+            for stale, ends in ((_STALE, False), (":", True)):
+                sweep = ["sh", "-c", _SWEEP % (other.pid, stale, "y")]
+                assert subprocess.run(sweep, check=False, timeout=20).returncode == 0
+                assert (other.poll() is not None) is ends
+        finally:
+            other.kill()
 
 
 async def test_a_terminal_that_nobody_reads_has_the_host_wait(ssh: Ssh, sshd: Sshd) -> None:

@@ -28,6 +28,8 @@ from tests.sshd import Sshd, running_sshd
 from tests.terminals import KEY, TIMEOUT_S, Host, Screen, connected, gone
 
 PROMPT = rb"[#$] $"
+MIB = 1024 * 1024
+LATER = "told again later"
 
 
 class Node(Host):
@@ -36,8 +38,8 @@ class Node(Host):
     def __init__(self, folder: Path, sshd: Sshd, settings: dict[str, object]) -> None:
         self.folder = folder
         self.sections = {
-            "jobs": {"executor": False}, "ssh": sshd.settings(folder / "known"),
-            "care": {"enabled": False}, "terminals": settings,
+            "jobs": {"executor": False, "blob_bytes_max": MIB}, "care": {"enabled": False},
+            "ssh": sshd.settings(folder / "known"), "terminals": settings,
         }  # fmt: skip
         super().__init__(self._started(), sshd)
 
@@ -81,6 +83,7 @@ def node(lasting: Node) -> Node:
     """Also where the test before, which stopped it, failed before it was back."""
     if lasting.daemon.process.poll() is not None:
         lasting.start()
+    lasting.await_recordings()
     return lasting
 
 
@@ -126,6 +129,73 @@ async def test_what_a_node_recorded_before_it_died_is_kept_when_it_is_back(node:
     lines = node.recorded(done["id"])
     assert str(shell) in json.dumps(lines) and "half a li" not in json.dumps(lines)
     await trio.to_thread.run_sync(node.await_recordings)
+
+
+async def test_a_recording_that_the_disk_does_not_give_is_told_of_later(node: Node) -> None:
+    known = len(node.terminals())
+    async with connected(node) as screen:
+        await has_shell(screen)
+        (file,) = (node.daemon.data_dir / "terminals").iterdir()
+        with unreadable(file):
+            await screen.type("exit 3\n")
+            assert (await screen.until_type("exit"))["code"] == 3
+            await told_later(node, file.stem)
+            assert node.terminals()[0]["ended_at"] is None
+    done = await node.ended(known)
+    assert (done["id"], done["end"], done["exit_code"]) == (file.stem, "exited", 3)
+    assert done["cut"] is False and node.recorded(done["id"])
+
+
+async def test_one_that_it_does_not_give_after_a_death_keeps_no_other_waiting(node: Node) -> None:
+    known = len(node.terminals())
+    async with connected(node) as one, connected(node) as two:
+        shells = [await has_shell(one), await has_shell(two)]
+        kept, other = sorted((node.daemon.data_dir / "terminals").iterdir())
+        node.daemon.kill()
+    await gone(shells)
+    with unreadable(kept):
+        await trio.to_thread.run_sync(node.start)
+        with trio.fail_after(TIMEOUT_S):
+            while other.exists():
+                await trio.sleep(0.02)
+        await told_later(node, kept.stem)
+        ends = {one["id"]: one["end"] for one in node.terminals()}
+        assert (ends[other.stem], ends[kept.stem]) == ("stopped", "open")
+    await trio.to_thread.run_sync(node.await_recordings)
+    ended = node.terminals()[:-known] if known else node.terminals()
+    assert {one["id"] for one in ended} == {kept.stem, other.stem}
+    assert all(one["end"] == "stopped" and node.recorded(one["id"]) for one in ended)
+
+
+@contextmanager
+def unreadable(file: Path) -> Iterator[None]:
+    """Whoever opens it gets an OSError, even root."""
+    aside = file.parent.parent / "aside"
+    file.rename(aside)
+    file.mkdir()
+    try:
+        yield
+    finally:
+        file.rmdir()
+        aside.rename(file)
+
+
+async def told_later(node: Node, id: str) -> None:
+    with trio.fail_after(TIMEOUT_S):
+        while not any(id in line for line in node.daemon.stderr().splitlines() if LATER in line):
+            assert node.daemon.process.poll() is None
+            await trio.sleep(0.02)
+
+
+async def test_a_recording_is_no_larger_than_a_blob_may_be(node: Node) -> None:
+    known = len(node.terminals())
+    async with connected(node) as screen:
+        await screen.type("stty -echo; seq 1 400000; exit\n")
+        await screen.until_type("exit")
+    done = await node.ended(known)
+    assert done["cut"] and MIB // 2 < done["size_bytes"] <= MIB
+    *_, last = node.recorded(done["id"])
+    assert last[1] == "m" and f"it has the {MIB} bytes" in last[2]
 
 
 async def has_shell(screen: Screen) -> int:
@@ -217,6 +287,25 @@ def test_what_is_piped_into_it_is_typed_there_and_can_be_seen_again(node: Node) 
     again = node.cli("terminals", "replay", id)
     shown = "".join(line[2] for line in map(json.loads, cast.splitlines()[1:]))
     assert again.out == shown.replace("\r\n", "\n") and "80x24" in again.err
+
+
+@pytest.mark.needs("bash")
+@pytest.mark.parametrize(
+    ("typed", "code"),
+    [
+        (b"exit 3", 3), (b"", 0), (b"exit 3 # \xc3", 3), (b"(exit 4)", 4), (b"(exit 4)\n", 4),
+        (b"cat >/dev/null\nnot for the shell", 0), (b"exec bash --norc\nsleep 0.5\n(exit 4)\n", 4),
+    ],
+    ids=["line", "nothing", "half a character", "status", "newline", "taken", "edited"],
+)  # fmt: skip
+def test_it_ends_where_what_is_piped_into_it_ends(node: Node, typed: bytes, code: int) -> None:
+    done = subprocess.run(
+        command("terminal", "drone-01"), input=typed, capture_output=True, timeout=TIMEOUT_S,
+        env=environment({"SWARMD_DATA_DIR": str(node.daemon.data_dir)}), check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done
+    node.await_recordings()
+    assert node.terminals()[0]["end"] == "exited"
 
 
 def test_what_cannot_be_is_said(node: Node) -> None:

@@ -113,6 +113,24 @@ def test_the_oldest_go_by_number_by_age_and_by_size(state: Terminals) -> None:
     assert state.blob("b" * 64) == (1, False)
 
 
+def test_the_old_ones_are_forgotten_while_nobody_opens_another(state: Terminals) -> None:
+    assert state.ask(tq.OldestTerminal()) is None
+    for id in ("a", "b", "c"):
+        state.begin(id)
+        state.end(id, id * 64)
+        state.now += MINUTE_MS
+    first = state.now - 3 * MINUTE_MS
+    assert state.ask(tq.OldestTerminal()) == first
+    assert state.apply(t.ForgetTerminals(first, 10, 1)) == 0
+    assert state.apply(t.ForgetTerminals(state.now, 2, 1)) == 2
+    assert state.kept() == ["c"]
+    assert state.blob("a" * 64) == (0, True) and state.blob("c" * 64) == (1, False)
+    assert state.apply(t.ForgetTerminals(state.now, 2, 1)) == 1
+    assert state.kept() == [] and state.blob("c" * 64) == (0, True)
+    with pytest.raises(NotFound):
+        state.end("c")
+
+
 def test_the_newest_is_kept_whatever_its_size(state: Terminals) -> None:
     state.begin()
     state.end(sha256=SHA, size_bytes=KEPT_BYTES_MAX * 2)

@@ -1,5 +1,5 @@
 """Rules of terminals: each begins once and ends once, and the recordings that are kept are within
-their bounds after each of either."""
+their bounds after each of either; between these the leader has the old ones forgotten."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from swarmd.domain.terminals import (
 from swarmd.state.rows import Execute, encode
 from swarmd.state.rules.blobs import pin, unpin
 from swarmd.state.rules.nodes import find_node
-from swarmd.state.terminal_commands import BeginTerminal, EndTerminal
+from swarmd.state.terminal_commands import BeginTerminal, EndTerminal, ForgetTerminals
 from swarmd.state.tx import Tx
 
 decode_terminal = msgspec.msgpack.Decoder(Terminal).decode
@@ -82,6 +82,16 @@ def end(tx: Tx, command: EndTerminal) -> Terminal:
     return done
 
 
+def forget(tx: Tx, command: ForgetTerminals) -> int:
+    rows = tx.execute(
+        "SELECT n, id FROM terminals WHERE began_at < ? ORDER BY n LIMIT ?",
+        (command.before, command.limit),
+    ).fetchall()
+    for n, id in rows:
+        _forget(tx, n, id)
+    return len(rows)
+
+
 def _owner(id: str) -> str:
     return f"terminal {id}"
 
@@ -96,5 +106,9 @@ def _make_room(tx: Tx) -> None:
         size_bytes += own_bytes
         too_many = place >= KEPT_MAX or size_bytes > KEPT_BYTES_MAX
         if place and (too_many or began_at < tx.at - KEPT_MS):
-            tx.execute("DELETE FROM terminals WHERE n = ?", (n,))
-            unpin(tx, _owner(id))
+            _forget(tx, n, id)
+
+
+def _forget(tx: Tx, n: int, id: str) -> None:
+    tx.execute("DELETE FROM terminals WHERE n = ?", (n,))
+    unpin(tx, _owner(id))
