@@ -14,7 +14,7 @@ import pytest
 from tests.cli import ROOT
 from tests.parts import PARTS, Part
 
-BUILD_TIMEOUT_S = 170.0
+BUILD_TIMEOUT_S = 500.0
 """Within what a test as a whole may take."""
 
 

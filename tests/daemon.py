@@ -26,8 +26,8 @@ from swarmd.cli.client import Daemon as Client
 
 ROOT = Path(__file__).parents[1]
 LOOPBACK = "127.0.0.1"
-READY_TIMEOUT_S = 30.0
-STOP_TIMEOUT_S = 10.0
+READY_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 30.0
 SURFACES = {"jobqueue": 8080, "console": 8470, "buildswarm": 8100, "buildadmin": 8093}
 """Each surface with its documented port."""
 _STARTS_MAX = 3

@@ -128,7 +128,7 @@ class Host:
             options=options, env=self.env, install_dependencies=install_dependencies
         )
 
-    def emerge(self, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    def emerge(self, *arguments: str, timeout_s: float = 400) -> subprocess.CompletedProcess[str]:
         env = {"HOME": str(self.path), "TERM": "dumb", "NO_COLOR": "1", **self.env}
         command = ["emerge", "--color=n", "--ask=n", *arguments]
         return subprocess.run(

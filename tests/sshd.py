@@ -20,7 +20,7 @@ from typing import Any
 from swarmd.drivers.ssh_targets import SshTarget
 
 SSHD = "/usr/sbin/sshd"
-START_TIMEOUT_S = 10.0
+START_TIMEOUT_S = 30.0
 
 
 @dataclass

@@ -319,6 +319,11 @@ def make_app(world: World) -> QuartTrio:
         await shielded(work)
         return {"committed": True}
 
+    @app.get("/commit/late")
+    async def commit_late() -> dict[str, bool]:
+        await shielded(trio.sleep_forever, limit_s=0.05)
+        return {}
+
     @app.get("/follow")
     async def follow() -> quart.Response:
         return stream_bytes(ticks(world))

@@ -21,7 +21,7 @@ from swarmd.state.machine import dump_hash, read_place
 from tests.daemon import ROOT, SURFACES, Daemon, Response, end_runner, free_ports, start_daemon
 
 T = TypeVar("T")
-WAIT_S = 20.0
+WAIT_S = 40.0
 POLL_S = 0.02
 LEVEL_S = 0.4
 """For so long nothing was applied anywhere: whatever was under way has come."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 from functools import partial
 
 from api.buildswarm import care_routes, payload_routes
-from api.buildswarm.envelope import ENVELOPE
+from api.buildswarm.envelope import ADMIN_ENVELOPE
 from api.buildswarm.payload_routes import Admin
 from api.buildswarm.routes import hot_routes
 from api.buildswarm.terminal import make_app
@@ -28,7 +28,7 @@ def surface(
 ) -> Surface:
     return Surface(
         name=NAME,
-        envelope=ENVELOPE,
+        envelope=ADMIN_ENVELOPE,
         app=partial(make_app, terminals),
         hot=all_routes(on),
         binds=binds,

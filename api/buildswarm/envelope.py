@@ -37,6 +37,11 @@ _HINTS = {
     409: "look at how it stands, and try again",
     503: "try again shortly, here or on another node",
 }
+_ADMIN_HINTS = _HINTS | {
+    404: "look at what there is: GET /admin/api/payloads, and /admin/api/payloads/status by drone",
+}
+_NODES_SETTING = " (node.name)"
+"""It ends the refusal of a name that is another's; drones have no such setting."""
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -45,13 +50,24 @@ class Failure(msgspec.Struct, frozen=True):
 
 
 def _render(status: int, code: str, message: str, facts: Mapping[str, object]) -> Failure:
-    return failure(status, message)
+    return _failure(status, message, _HINTS)
 
 
-def failure(status: int, message: str) -> Failure:
+def _render_admin(status: int, code: str, message: str, facts: Mapping[str, object]) -> Failure:
+    return admin_failure(status, message)
+
+
+def admin_failure(status: int, message: str) -> Failure:
+    return _failure(status, message, _ADMIN_HINTS)
+
+
+def _failure(status: int, message: str, hints: Mapping[int, str]) -> Failure:
     """What would be right is often said already, behind a semicolon."""
     what, _, right = message.partition("; ")
-    return Failure(what, right or _HINTS.get(status, "the node's log says more"))
+    right = right.removesuffix(_NODES_SETTING)
+    return Failure(what, right or hints.get(status, "the node's log says more"))
 
 
 ENVELOPE = Envelope(STATUSES, _render)
+ADMIN_ENVELOPE = Envelope(STATUSES, _render_admin)
+"""Of port 8093."""

@@ -57,7 +57,7 @@ class CapabilitiesIn(msgspec.Struct, frozen=True):
     cores: int | None = None
     ram_gb: float | None = None
     auto_reboot: bool | None = None
-    portage_timestamp: str | None = None
+    portage_timestamp: str | float | None = None
 
 
 class RegisterIn(msgspec.Struct, frozen=True):
@@ -81,7 +81,7 @@ class RegisterIn(msgspec.Struct, frozen=True):
         return BuilderSays(
             drone_id(self.id), self.name, tuple(self._addresses(address)), _cores(able.cores),
             _memory(able.ram_gb), able.auto_reboot is not False,
-            text_of(able.portage_timestamp, "capabilities.portage_timestamp", 64),
+            _tree_at(able.portage_timestamp),
             text_of(self.version, "version", 64),
             text_of(self.current_task, "current_task") or None,
             _metrics(self.metrics or {}),
@@ -105,6 +105,12 @@ def _cores(value: int | None) -> int:
     return value
 
 
+def _tree_at(value: str | float | None) -> str:
+    if isinstance(value, float):
+        value = f"{value:.0f}"
+    return text_of(value, "capabilities.portage_timestamp", 64)
+
+
 def _memory(ram_gb: float | None) -> int:
     if ram_gb is None:
         return 0
@@ -125,6 +131,9 @@ def cores_of(query: Mapping[str, str]) -> int:
     return _cores(whole_of(query, "cores", 1, CORES_MAX))
 
 
+_STATUSES = {"success", "failed", "returned", "masked", "upload_failed", "missing_binary"}
+
+
 class CompleteIn(msgspec.Struct, frozen=True):
     id: str
     package: str
@@ -139,13 +148,14 @@ class CompleteIn(msgspec.Struct, frozen=True):
         error = (self.error_detail or "")[:ERROR_CHARS_MAX] or None
         if self.status == "returned":
             return Outcome.RETURNED, error
-        if self.status not in ("success", "failed"):
+        if self.status not in _STATUSES:
             raise Invalid("status must be success, failed or returned", field="status")
-        if self.masked:
+        # Some drones say it in a member of its own, others in the status.
+        if self.masked or self.status == "masked":
             return Outcome.MASKED, error or "masked"
-        if self.upload_failed:
+        if self.upload_failed or self.status == "upload_failed":
             return Outcome.NOT_UPLOADED, error or "the upload failed"
-        if self.missing_binary:
+        if self.missing_binary or self.status == "missing_binary":
             return Outcome.FAILED, error or "it was built, and there is no binary package"
         return (Outcome.BUILT if self.status == "success" else Outcome.FAILED), error
 

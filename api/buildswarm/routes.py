@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 
+import msgspec
+
 from api.buildswarm import tokens
 from api.buildswarm.requests import (
     CompleteIn,
@@ -45,13 +47,14 @@ from api.buildswarm.words import KINDS, TYPES
 from api.common.bodies import read_json
 from api.common.slices import in_slices
 from api.common.streams import shielded
-from api.common.surface import HotRoute, Request, Response, json_answer
+from api.common.surface import HotRoute, Request, Response, encode_json, json_answer
 from swarmd.cluster.handle import Cluster
 from swarmd.domain.builds import Control
 from swarmd.domain.errors import Invalid, Unauthorized
 from swarmd.domain.trees import TREE_CHARS_MAX
 from swarmd.ops import builds, queueing, swarm
 from swarmd.ops.builds import BuildFilter
+from swarmd.ops.events import list_events
 from swarmd.ops.syncs import Syncs
 from swarmd.ops.trees import Trees
 
@@ -60,7 +63,7 @@ QUEUE_BYTES_MAX = 1024 * 1024
 REPORT_BYTES_MAX = 1024 * 1024
 EVENTS_LIMIT = 200
 HISTORY_EVENTS_LIMIT = 500
-BUILDS_LIMIT = 100
+BUILDS_LIMIT, BUILDS_MAX = 100, 1000
 QUEUE_LIMIT = 1000
 NAME = "swarmd"
 
@@ -159,13 +162,12 @@ async def _events(on: Swarm, query: dict[str, str], usual: int, *, recent: bool)
     if kind and kind not in TYPES:
         raise Invalid(f"type must be one of {', '.join(TYPES)}", field="type")
     about = "" if recent else text_of(query.get("drone"), "drone")
-    found, names = await builds.list_events(
-        on.cluster, KINDS, limit=limit if not kind else limit * 20, since=since, about=about,
-        recent=recent,
-    )  # fmt: skip
+    kinds, only = TYPES[kind] if kind else (KINDS, None)
+    found, names = await list_events(
+        on.cluster, kinds, only, limit=limit, since=since, about=about, recent=recent
+    )
     views = [view async for view in in_slices(found, lambda event: EventOut.of(event, names))]
-    chosen = [view for view in views if not kind or view.type == kind][:limit]
-    return json_answer({"events": chosen})
+    return json_answer({"events": views})
 
 
 async def history(on: Swarm, request: Request) -> Response:
@@ -174,9 +176,9 @@ async def history(on: Swarm, request: Request) -> Response:
     if ok is ...:
         raise Invalid("status must be success or failed", field="status")
     name = text_of(query.get("drone"), "drone") or None
-    wanted = BuildFilter(ok, name, limit_of(query, BUILDS_LIMIT))
+    wanted = BuildFilter(ok, name, min(BUILDS_MAX, limit_of(query, BUILDS_LIMIT)))
     found = await builds.list_builds(on.cluster, wanted)
-    rows = [row async for row in in_slices(found, BuildOut.of)]
+    rows = msgspec.Raw(encode_json([row async for row in in_slices(found, BuildOut.of)]))
     stats = TimingOut.of(await builds.totals(on.cluster))
     return json_answer({"builds": rows, "history": rows, "stats": stats})
 
@@ -200,9 +202,10 @@ async def enqueue(on: Swarm, request: Request) -> Response:
     moment = datetime.fromtimestamp(on.cluster.now_ms() / 1000, UTC)
     session_id = f"session-{moment:%Y%m%d-%H%M%S}"
     name = text_of(asked.session_name, "session_name") or session_id
+    meant = await queueing.look_up(on.cluster, asked.packages, on.trees)
     queued = await shielded(
-        queueing.enqueue, on.cluster, request.actor, asked.packages, name, session_id, on.trees
-    )
+        queueing.enqueue, on.cluster, request.actor, meant, name, session_id
+    )  # fmt: skip
     return json_answer(QueuedOut.of(queued))
 
 

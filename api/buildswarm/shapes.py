@@ -246,10 +246,11 @@ class EntryOut(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, job: Job) -> Self:
         held = standing(job) == "delegated" and job.node_id is not None
+        given = job.attempts[-1].assigned_at if job.attempts else job.started_at
         return cls(
             job.seq, job.spec.type, standing(job), job.group_id,
             drone_id(str(job.node_id)) if held else None, job.failures, seconds(job.created_at),
-            None if job.started_at is None else seconds(job.started_at),
+            None if given is None else seconds(given),
             None if job.ended_at is None else seconds(job.ended_at), job.error,
         )  # fmt: skip
 

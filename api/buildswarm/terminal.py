@@ -13,7 +13,7 @@ import trio
 from quart import websocket
 from quart_trio import QuartTrio
 
-from api.buildswarm.envelope import ENVELOPE, failure
+from api.buildswarm.envelope import ADMIN_ENVELOPE, admin_failure
 from api.buildswarm.requests import drone_name, whole_of
 from api.common.auth import current_actor
 from swarmd.domain.errors import Busy, Invalid, SwarmError, Unavailable, instead
@@ -161,7 +161,7 @@ def _read(message: str | bytes | None) -> InputIn | ResizeIn:
 
 
 def _refused(refusal: SwarmError) -> ErrorOut:
-    said = failure(ENVELOPE.status_of(refusal), refusal.message)
+    said = admin_failure(ADMIN_ENVELOPE.status_of(refusal), refusal.message)
     return ErrorOut(said.error, said.hint)
 
 

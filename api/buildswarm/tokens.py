@@ -29,7 +29,10 @@ async def check_own(
         return
     for said in (name, await drone_tokens.name_of(cluster, drone)):
         if said is not None and said != own:
-            raise Forbidden(f"the token is that of {own}, and speaks for no other drone")
+            raise Forbidden(
+                f"the token is that of {own}, and speaks for no other drone; a token is bound to"
+                " one name and to that drone's own work: `swarmd drone-token NAME` makes another's"
+            )
 
 
 async def own_id(cluster: Cluster, request: Request) -> str | None:

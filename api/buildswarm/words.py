@@ -17,6 +17,7 @@ from swarmd.domain.events import (
 )
 from swarmd.domain.jobs import Job, JobStatus
 from swarmd.domain.payloads import PayloadSort
+from swarmd.ops.events import Only
 
 Said = tuple[str, str, dict[str, Any]]
 """An event's type, its sentence, and its details."""
@@ -141,7 +142,30 @@ _SAYINGS: dict[type[Any], Callable[[Any, str], Said]] = {
     CareTaken: _cared, PayloadChanged: _payload, PayloadMoved: _moved,
 }  # fmt: skip
 KINDS = tuple(kind.__name__ for kind in _SAYINGS)
-TYPES = ("register", "complete", "fail", "grounded", "stale", "control", "escalation")
+
+
+def _only(type_: str) -> Only:
+    return Only("BuilderChanged", "what", _whats(lambda own: own == type_))
+
+
+def _whats(fits: Callable[[str], bool]) -> tuple[str, ...]:
+    return tuple(what for what, (own, _) in _CHANGES.items() if fits(own))
+
+
+TYPES: dict[str, tuple[tuple[str, ...], Only | None]] = {
+    "register": (("BuilderChanged",), _only("register")),
+    "complete": (("PackageBuilt",), Only("PackageBuilt", "ok", (True,))),
+    "fail": (("PackageBuilt",), Only("PackageBuilt", "ok", (False,))),
+    "grounded": (("BuilderChanged",), _only("grounded")),
+    "stale": (("BuilderChanged",), _only("stale")),
+    # What a newer node says of builders is of this type.
+    "control": (
+        ("BuilderChanged", "BuildsControlled", "PayloadChanged", "PayloadMoved"),
+        Only("BuilderChanged", "what", _whats(lambda own: own != "control"), but=True),
+    ),
+    "escalation": (("CareTaken",), None),
+}
+"""Each type's kinds of events, and which of those alone."""
 
 
 def said(event: Event, names: Mapping[str, str]) -> Said:

@@ -6,6 +6,7 @@ a piece at a time.
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Hashable, Sequence
 from functools import lru_cache
@@ -32,6 +33,7 @@ DEPTH_MAX = 64
 _NODES_A_TURN = 2000
 _NUL = b"\\u0000"
 _SEARCHED_A_TURN = 1024 * 1024
+_CHECKED_A_TURN = 256 * KIB
 _ELEMENTS_A_TURN = 50
 _BYTES_A_TURN = 64 * KIB
 _NONE: frozenset[str] = frozenset()
@@ -55,6 +57,7 @@ async def read_json(
 
 async def decode_body(body: bytes, kind: type[T], *, texts: frozenset[str] = _NONE) -> T:
     """The same for a body that was read."""
+    await _refuse_other_encodings(body)
     if len(body) <= WHOLE_BYTES_MAX:
         value = decode(body, kind)
     else:
@@ -76,6 +79,7 @@ async def read_json_array(
     """A top-level array, each element decoded by itself: one that is wrong stands as an Invalid
     in its place, with its `index`. Only a body that is no array is refused as a whole."""
     body = await _read(request, bytes_max)
+    await _refuse_other_encodings(body)
     parts = await json_slices.split_array(
         body, count_max=count_max, element_bytes_max=ELEMENT_BYTES_MAX
     )
@@ -111,12 +115,39 @@ def decode(body: bytes, kind: type[T]) -> T:
     except msgspec.ValidationError as error:
         raise _refusal(error) from None
     except msgspec.DecodeError as error:
-        raise Invalid(f"the body is not JSON: {_lower(str(error))}") from None
+        raise Invalid(f"the body is not JSON: {_malformed(body, str(error))}") from None
     except RecursionError:
         raise Invalid(f"the body is nested too deeply; at most {DEPTH_MAX} levels") from None
     except ValueError as error:  # bytes that are no UTF-8, numbers of thousands of digits
         raise Invalid(f"the body is not JSON in UTF-8: {_lower(str(error))}") from None
     return value
+
+
+def _malformed(body: bytes, said: str) -> str:
+    """What is wrong: in the decoder's words where we have no better ones."""
+    if half := json_slices.half_character(body):
+        return half
+    if said == "Input data was truncated":
+        return "it ends in the middle"
+    return _lower(said.removeprefix("JSON is malformed: "))
+
+
+async def _refuse_other_encodings(body: bytes) -> None:
+    """A body is UTF-8 as a whole: the decoder looks at what somebody reads, and at no more."""
+    if body.isascii():
+        return
+    at = 0
+    while at < len(body):
+        if at:
+            await trio.lowlevel.checkpoint()
+        piece = body[at : at + _CHECKED_A_TURN]
+        try:
+            at += codecs.utf_8_decode(piece, "strict", at + len(piece) == len(body))[1]
+        except UnicodeDecodeError as error:
+            at += error.start
+            raise Invalid(
+                f"the body is not UTF-8: byte {at} is 0x{body[at]:02x}; send JSON in UTF-8"
+            ) from None
 
 
 async def _may_hold_nul(body: bytes) -> bool:
@@ -235,4 +266,5 @@ def _refusal(error: msgspec.ValidationError) -> Invalid:
 
 
 def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]
+    """As what follows a colon; an acronym stays one."""
+    return text if text[1:2].isupper() else text[:1].lower() + text[1:]

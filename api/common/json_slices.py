@@ -37,6 +37,11 @@ _STRUCTURE_OR_COMMA = re.compile(rb'["\[\]{},]')
 _STRING_PART = re.compile(
     rb'(?:[^"\\]++|\\[^u]|\\u(?![dD][89abAB])....|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)*+', re.DOTALL
 )
+_TO_A_HALF = re.compile(
+    rb"(?:[^\\]++|\\[^u]|\\u(?![dD][89a-fA-F])|\\u[dD][89abAB]..\\u[dD][c-fC-F]..)*+", re.DOTALL
+)
+_HALF = re.compile(rb"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
+_HALF_BYTES = len(rb"\ud800")
 
 
 async def split_array(body: bytes, *, count_max: int, element_bytes_max: int) -> list[bytes]:
@@ -173,6 +178,13 @@ async def fold(body: bytes) -> Folded:
     return Folded(b"".join(skeleton), long_strings)
 
 
+def half_character(text: bytes) -> str | None:
+    """Of JSON text, where it is malformed because an escape of a surrogate stands alone: so."""
+    before = _TO_A_HALF.match(text)
+    half = _HALF.match(text, before.end() if before else 0)
+    return None if half is None else f"{half[0].decode()} is half of a character"
+
+
 async def _decode_string(body: bytes, cuts: list[int]) -> list[str]:
     decode = msgspec.json.Decoder(str).decode
     pieces: list[str] = []
@@ -180,9 +192,8 @@ async def _decode_string(body: bytes, cuts: list[int]) -> list[str]:
         try:
             pieces.append(decode(b'"%b"' % body[begin:end]))
         except (msgspec.DecodeError, ValueError):
-            raise Invalid(
-                f"the body is not JSON in UTF-8: a string is malformed near byte {begin}"
-            ) from None
+            why = half_character(body[begin:end]) or "a string is malformed"
+            raise Invalid(f"the body is not JSON: {why} near byte {begin}") from None
         await trio.lowlevel.checkpoint()
     return pieces
 
@@ -236,7 +247,8 @@ class _Scan:
             while end > at and end < len(body) and 0x80 <= body[end] < 0xC0:
                 end -= 1  # back to the first byte of a character
             if end == at or end >= len(body):
-                raise Invalid(f"the body is not JSON: the string at byte {at} is malformed")
+                why = half_character(body[end : end + _HALF_BYTES]) or "a string is malformed"
+                raise Invalid(f"the body is not JSON: {why} near byte {end}")
             cuts.append(end)
             at = end
 

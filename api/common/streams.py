@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar, TypeVarTuple, Unpack
 import trio
 
 from api.common.surface import TEXT, Headers, Response
+from swarmd.domain.errors import Unavailable
 
 if TYPE_CHECKING:
     import quart
@@ -64,7 +65,11 @@ async def shielded(
     work: Callable[[Unpack[Ts]], Awaitable[T]], *args: *Ts, limit_s: float = SHIELDED_S_MAX
 ) -> T:
     """Run what commits to its end although the client may go meanwhile; `limit_s` bounds it.
-    Raises trio.TooSlowError past that."""
-    with trio.fail_after(limit_s) as scope:
+    Unavailable: it takes longer than that, and nobody can tell what of it will be."""
+    with trio.move_on_after(limit_s) as scope:
         scope.shield = True
         return await work(*args)
+    raise Unavailable(
+        f"this was not done within {limit_s:g} s, and may be yet, in part or as a whole: look"
+        " before you ask again"
+    )

@@ -84,5 +84,5 @@ async def rotate(console: Console, request: Request) -> Response:
 def _shown(key: signing.KeyView) -> Response:
     return json_answer({
         "fingerprint": key.fingerprint, "created_at": moment(key.created_s * 1000),
-        "armored": key.armored,
+        "made_at": moment(key.made_s * 1000), "armored": key.armored,
     })  # fmt: skip

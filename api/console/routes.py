@@ -63,12 +63,12 @@ async def nodes(console: Console, request: Request) -> Response:
 async def submit(console: Console, request: Request) -> Response:
     asked = await read_body(JobIn, await request.body())
     job = await shielded(jobs.submit, console.cluster, request.actor, asked.spec())
-    return json_answer(JobOut.of(job, await _names(console)), 201)
+    return json_answer(JobOut.of(job, await _names(console, job)), 201)
 
 
 async def list_jobs(console: Console, request: Request) -> Response:
     found = await jobs.list_jobs(console.cluster, _filter(request))
-    names = await _names(console)
+    names = await _names(console, *found)
     rows = []
     for number, job in enumerate(found):
         if number % 50 == 49:
@@ -122,7 +122,7 @@ async def wait(console: Console, request: Request) -> Response:
 
 async def cancel(console: Console, request: Request) -> Response:
     job = await shielded(jobs.cancel, console.cluster, request.actor, _id(request))
-    return json_answer(JobOut.of(job, await _names(console)))
+    return json_answer(JobOut.of(job, await _names(console, job)))
 
 
 async def explain_job(console: Console, request: Request) -> Response:
@@ -175,7 +175,7 @@ def _id(request: Request) -> JobId:
 
 
 async def _whole(console: Console, job: Job) -> Response:
-    names = await _names(console)
+    names = await _names(console, job)
     if job.result is None:
         return json_answer(JobOut.of(job, names))
     return await answer_with_texts(
@@ -185,8 +185,10 @@ async def _whole(console: Console, job: Job) -> Response:
     )
 
 
-async def _names(console: Console) -> dict[str, str]:
-    return await swarm.node_names(console.cluster)
+async def _names(console: Console, *found: Job) -> dict[str, str]:
+    """Of the nodes that these jobs are at; drones hold packages alone."""
+    packages = any(job.spec.kind is JobKind.PACKAGE for job in found)
+    return await swarm.node_names(console.cluster, drones=packages)
 
 
 @dataclass(frozen=True, slots=True)

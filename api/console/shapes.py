@@ -28,6 +28,7 @@ from api.common.jobfields import (
     timeout_s_of,
 )
 from api.common.texts import Held
+from swarmd.domain.builds import OUTSIDE
 from swarmd.domain.errors import Invalid
 from swarmd.domain.jobs import (
     Attempt,
@@ -204,7 +205,7 @@ class AttemptOut(msgspec.Struct, frozen=True):
     def of(cls, attempt: Attempt, names: dict[str, str]) -> Self:
         return cls(
             attempt.id,
-            names.get(attempt.node_id, attempt.node_id),
+            _name(attempt.node_id, names),
             attempt.address,
             attempt.status.value,
             moment(attempt.assigned_at),
@@ -263,7 +264,7 @@ class JobOut(msgspec.Struct, frozen=True):
             ),
             arguments=None if brief else job.spec.arguments,
             labels=job.spec.labels,
-            node=names.get(job.node_id, job.node_id) if job.node_id else None,
+            node=_name(job.node_id, names) if job.node_id else None,
             exit_code=job.result.exit_code if job.result else None,
             error=job.error,
             created_at=moment(job.created_at),
@@ -274,11 +275,16 @@ class JobOut(msgspec.Struct, frozen=True):
             failures=job.failures,
             recoveries=job.recoveries,
             group_id=job.group_id,
-            attempts=tuple(AttemptOut.of(attempt, names) for attempt in job.attempts),
+            attempts=() if brief else tuple(AttemptOut.of(each, names) for each in job.attempts),
             stdout=texts[0] if texts else None,
             stderr=texts[1] if texts else None,
             notes=job.result.notes if job.result else (),
         )
+
+
+def _name(node_id: str, names: dict[str, str]) -> str:
+    """Of a drone that is forgotten, by the id that it gave itself."""
+    return names.get(node_id, node_id.removeprefix(OUTSIDE))
 
 
 Json = dict[str, Any]

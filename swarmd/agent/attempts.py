@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 BUILDER = "builder"
 """What a package has while it is built, and only one may have at a time."""
 NOT_A_BUILDER = "this node builds no packages"
+TOLD_TO_STOP = "its builder was told to stop"
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ class Attempts:
         self._wanted = trio.Event()
         self._let_go_of = trio.Event()
         self._closing = False
+        self._draining = False
+        """It closes, and keeps no package for when it is back."""
         self._runner_pid = 0
         self._lease = NodeLease(cluster, runner, self)
         self.logs = AttemptLogs(root, self._is_running)
@@ -115,8 +118,8 @@ class Attempts:
     async def drain(self) -> None:
         """End what runs here and, where anybody leads, wait until the swarm knows; start nothing
         more."""
-        self._closing = True
-        self.give_back_packages("its builder was told to stop")
+        self._closing = self._draining = True
+        self.give_back_packages(TOLD_TO_STOP)
         await self._runner.stop(None, grace_s=self._settings.grace_s)
         while self._held.keys() - set(self._waiting):
             if not self.busy and self._cluster.leadership().leader is None:
@@ -130,7 +133,7 @@ class Attempts:
         if not ask.resume:
             await self.drain()
             return
-        self._closing = False
+        self._closing = self._draining = False
         self._wanted.set()
 
     def closing(self) -> bool:
@@ -410,6 +413,8 @@ class Attempts:
             self._binaries.release(held.program)
             held.program = None
         self._waiting.append(held.duty.attempt.id)
+        if self._draining:
+            self.give_back_packages(TOLD_TO_STOP)
 
     async def _order(self, held: _Held) -> AttemptOrder:
         spec, attempt_id = held.duty.spec, held.duty.attempt.id

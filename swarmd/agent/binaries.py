@@ -204,7 +204,8 @@ class Binaries:
                 raise Unavailable(f"the binary cannot be read: {error.strerror}") from error
             found = "nothing that can be read"
         if self._cached.get(sha256) is not cached:
-            return False  # another task found it damaged, or placed it anew, while we hashed
+            # Another task found it damaged while we hashed, and may have placed it anew already.
+            return await self._is_sound(sha256)
         if found == sha256:
             self._cached.move_to_end(sha256)
             return True

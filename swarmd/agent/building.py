@@ -18,7 +18,7 @@ import trio
 
 from swarmd.agent.launch import error_of
 from swarmd.domain.builds import ERROR_CHARS_MAX, Outcome
-from swarmd.domain.errors import Busy, Conflict, Invalid, SwarmError, Unavailable
+from swarmd.domain.errors import Busy, Conflict, Invalid, SwarmError, TooLarge, Unavailable
 from swarmd.domain.jobs import AttemptId, AttemptStatus
 from swarmd.domain.pauses import doubling
 from swarmd.drivers.frames import AttemptOrder, Ended
@@ -50,7 +50,8 @@ class Desk(Protocol):
     """Where packages are handed in."""
 
     async def hand_in(self, path: str, file: Path) -> None:
-        """Conflict: this node does not hold the package. Any other SwarmError: it was not taken."""
+        """Conflict: this node does not hold the package. Invalid or TooLarge: it is never taken as
+        it is. Any other SwarmError: it was not taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +147,10 @@ class Bench:
                 await self._hand_in(each.path, each.file)
         except Conflict as refusal:
             return Verdict(AttemptStatus.REVOKED, refusal.message)
+        except (Invalid, TooLarge) as refusal:
+            # Built again it would be refused again: it counts as any build that fails.
+            log.error("refused", extra={"package": package, "error": refusal.message})
+            return Verdict(AttemptStatus.FAILED, refusal.message[:ERROR_CHARS_MAX], Outcome.FAILED)
         except (SwarmError, OSError) as refusal:
             log.error("not handed in", extra={"package": package, "error": str(refusal)})
             error = str(refusal)[:ERROR_CHARS_MAX]

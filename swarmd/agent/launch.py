@@ -131,9 +131,11 @@ def status_of(ended: Ended) -> AttemptStatus:
 def error_of(ended: Ended, spec: JobSpec) -> str | None:
     match ended.reason:
         case "timeout":
-            return f"timed out after {spec.timeout_s:g} s"
+            # A package's limit is its builder's, and stands in the verdict on it.
+            return "timed out" + (f" after {spec.timeout_s:g} s" if spec.timeout_s else "")
         case "oom":
-            return f"out of memory: it used all of its {spec.resources.memory_bytes} bytes"
+            size = spec.resources.memory_bytes
+            return "out of memory" + (f": it used all of its {size} bytes" if size else "")
         case "lease":
             return "its lease ran out"
         case "stopped":

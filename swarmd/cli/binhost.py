@@ -150,5 +150,5 @@ def key(rotate: bool, as_json: bool, data_dir: Path | None) -> None:
     if as_json:
         show.emit_json(seen)
         return
-    tell(f"fingerprint {seen['fingerprint']}, since {seen['created_at']}")
+    tell(f"fingerprint {seen['fingerprint']}, made {seen['made_at']}")
     click.echo(seen["armored"], nl=False)

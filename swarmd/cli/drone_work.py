@@ -16,7 +16,7 @@ from swarmd import __version__
 from swarmd.cli.drone_builds import Workshop
 from swarmd.cli.drone_link import Link, Registered, Says, Work
 from swarmd.domain.builds import ERROR_CHARS_MAX
-from swarmd.domain.errors import Conflict, NotFound, SwarmError, Unavailable
+from swarmd.domain.errors import Conflict, Invalid, NotFound, SwarmError, Unavailable
 from swarmd.domain.pauses import doubling
 from swarmd.drivers.load import HostLoad, memory
 from swarmd.drivers.portage_results import Made, error_text, pause_after
@@ -151,7 +151,7 @@ class Drone:
     # Work
 
     async def _work(self, once: bool) -> None:
-        pauses = doubling(ASK_EVERY_S, AGAIN_S_MAX)
+        pauses, idle = doubling(ASK_EVERY_S, AGAIN_S_MAX), True
         while True:
             try:
                 package = await self._ask_for_work()
@@ -164,10 +164,12 @@ class Drone:
             pauses = doubling(ASK_EVERY_S, AGAIN_S_MAX)
             if package is not None:
                 await self._do(package)
-            elif once:
+            elif once and idle:
                 return
             else:
+                # What waited for what was just built may be let go a moment later.
                 await trio.sleep(ASK_EVERY_S)
+            idle = package is None
 
     async def _ask_for_work(self) -> str | None:
         work = await self._ask()
@@ -220,6 +222,10 @@ class Drone:
             except Conflict as refusal:
                 return self._report(package, "returned", took_s, refusal.message)
             except SwarmError as refusal:
+                if isinstance(refusal, Invalid) and "status" in refusal.facts:
+                    # A node has looked at it. Built again it would be refused again.
+                    log.error("refused", extra={"package": package, "error": refusal.message})
+                    return self._report(package, "failed", took_s, refusal.message)
                 log.error("not uploaded", extra={"package": package, "error": refusal.message})
                 return self._report(package, "failed", took_s, refusal.message, upload_failed=True)
             return self._report(package, "success", took_s)

@@ -167,7 +167,8 @@ def overdue(
     spoken_of: Mapping[NodeId, Mapping[str, float]], now: float, now_ms: int, age_s: float,
 ) -> list[Reclaim]:  # fmt: skip
     """What goes back since its builder is gone, did not begin, or speaks of it no more. What
-    members have begun goes by their leases."""
+    members have begun goes by their leases. One that was not begun is not lost: its builder may be
+    at another one for hours."""
     gone, late, forgotten = [], [], []
     for view in views:
         member = view.node.kind is NodeKind.MEMBER
@@ -184,7 +185,7 @@ def overdue(
                 forgotten.append(held.attempt_id)
     found = (
         Reclaim(tuple(gone), "its builder is offline", True),
-        Reclaim(tuple(late), "its builder did not begin it in time", True),
+        Reclaim(tuple(late), "its builder did not begin it in time", False),
         Reclaim(tuple(forgotten), "its builder is silent about it", True),
     )
     return [each for each in found if each.attempts]

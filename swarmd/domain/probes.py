@@ -25,6 +25,14 @@ _SERVICE = re.compile(r"[A-Za-z0-9][A-Za-z0-9@:._-]{0,127}")
 _BEGIN, _END = "swarmd-probe 1", "swarmd-probe end"
 _NUMBER = re.compile(r"[0-9]{1,12}(\.[0-9]{1,6})?")
 _WHOLE = re.compile(r"[0-9]{1,6}")
+_RUNS_EMERGE = (
+    # After the head of each: the interpreter, its options, some with a word of their own, and the
+    # script. Behind -c and -m there is none.
+    "/^==> .* <==$/ {s=1; next} s==1 || s==3 {s=2; next} s==2 && /^-[WX]$/ {s=3; next}"
+    " s==2 && /^-[WX]/ {next} s==2 && /^-[A-Za-z]*[cm]/ {s=0} s==2 && /^-/ {next}"
+    " s==2 {s=0; if (/^(.*\\/)?(emerge|ebuild)$/) f=1} END {exit !f}"
+)
+"""For awk, of arguments line by line."""
 
 
 class ServiceState(StrEnum):
@@ -101,8 +109,7 @@ def probe_command(
         "t=0; m=0; while read -r k v b; do case $k in MemTotal:) t=$v;; MemAvailable:) m=$v;; esac;"
         ' done </proc/meminfo; [ "$t" -gt 0 ] && echo memory $(((t-m)*100/t))',
         _service_text(service, pidfile),
-        "e=0; for p in /proc/[0-9]*; do c=; read -r c <$p/comm;"
-        " case $c in emerge|ebuild|ebuild.sh) e=1;; esac; done; echo emerge $e",
+        _emerge_text(),
         "read -r a b </proc/uptime; echo uptime $a",
         f"echo {_END}",
     ])  # fmt: skip
@@ -152,6 +159,20 @@ def _service_text(service: str | None, pidfile: str | None) -> str:
         f" systemctl is-active --quiet {service} && s=up;"
         " elif command -v rc-service >/dev/null; then s=down;"
         f" rc-service {service} status >/dev/null && s=up; fi; echo service $s"
+    )
+
+
+def _emerge_text() -> str:
+    """A Portage that an interpreter was told to run has that one's name: what it runs is asked of
+    all of them at once. Of others' processes only root's are: to read the arguments of one that
+    somebody has laid on a file system of his own could take for ever."""
+    return (
+        "e=0; l=; o=$(id -u); for p in /proc/[0-9]*; do c=; read -r c <$p/comm; case $c in"
+        " emerge|ebuild|ebuild.sh) e=1;;"
+        " python*|pypy*) u=; while read -r k v b; do case $k in Uid:) u=$v; break;; esac; done"
+        ' <$p/status; case $u in 0|"$o") l="$l $p/cmdline";; esac;;'
+        ' esac; done; [ $e = 0 ] && [ -n "$l" ] &&'
+        f" head -n 1 /dev/null $l | tr '\\000' '\\n' | awk '{_RUNS_EMERGE}' && e=1; echo emerge $e"
     )
 
 

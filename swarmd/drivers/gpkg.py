@@ -7,6 +7,7 @@ be signed.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -20,7 +21,7 @@ from typing import BinaryIO
 import trio
 
 from swarmd.domain.binpkgs import WANTED_KEYS, BinPkg, Format, Measured, described
-from swarmd.domain.errors import Invalid, NotFound, TooLarge
+from swarmd.domain.errors import Invalid, NotFound, TooLarge, Unavailable
 from swarmd.drivers import xpak
 from swarmd.drivers.files import disk_refusals, open_new, remove, write_all
 from swarmd.drivers.openpgp import (
@@ -204,7 +205,9 @@ def _opened(path: Path, limits: Limits) -> Iterator[_File]:
     except FileNotFoundError:
         raise NotFound(f"there is no package {path.name}") from None
     except OSError as error:
-        raise Invalid(f"{path.name} cannot be read: {os.strerror(error.errno or 0)}") from None
+        words = f"{path.name} cannot be read: {os.strerror(error.errno or 0)}"
+        # A link in its place is the fault of who put it there; all else is the host's.
+        raise (Invalid if error.errno == errno.ELOOP else Unavailable)(words) from None
     try:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):

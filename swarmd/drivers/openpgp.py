@@ -73,7 +73,12 @@ class PublicKey:
 
     @property
     def created_s(self) -> int:
+        """What the key says of itself, and hosts go by."""
         return int.from_bytes(self.body[1:5])
+
+    @property
+    def made_s(self) -> int:
+        return self.created_s + BACKDATED_S
 
     def armored(self) -> bytes:
         """For `gpg --import`."""

@@ -6,8 +6,8 @@ What is stored and served is signed by the swarm's key, down to its last byte.""
 from __future__ import annotations
 
 import gzip
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,8 @@ from msgspec.structs import replace
 from swarmd.cluster.handle import Cluster
 from swarmd.domain.actors import Actor
 from swarmd.domain.binpkgs import BinPkg, Wanted, differences, explain, index, path_of
-from swarmd.domain.builds import OUTSIDE
-from swarmd.domain.errors import Invalid, NotFound, TooLarge
+from swarmd.domain.builds import OUTSIDE, STAGED_MAX
+from swarmd.domain.errors import Busy, Conflict, Invalid, NotFound, TooLarge
 from swarmd.domain.packages import Atom, Cpv, PackageSet, parse, vercmp
 from swarmd.drivers import gpkg
 from swarmd.drivers.files import SLICE_BYTES, new_file
@@ -28,7 +28,13 @@ from swarmd.ops import signing
 from swarmd.ops.blobs import open_blob, put
 from swarmd.ops.builds import require_builds
 from swarmd.state.build_commands import RemoveBinPkg, ReplaceBinPkg, StagePackage
-from swarmd.state.build_queries import BinHostAt, FindBinPkg, ListBinPkgs, ViewBinHost
+from swarmd.state.build_queries import (
+    BinHostAt,
+    FindBinPkg,
+    ListBinPkgs,
+    ViewBinHost,
+    ViewStaging,
+)
 
 HEADER_KEYS = ("CHOST",)
 """What the index says of all its packages, where they agree on it."""
@@ -36,6 +42,11 @@ PART, SIGNED = ".part", ".signed"
 SAID_CHARS_MAX = 4000
 PAGE = 200
 """So many are decoded on the loop at once, where another node is asked."""
+UPLOADS_MAX = 8
+"""At once through a node: each may lie there twice, signed and not, and is counted nowhere else."""
+UPLOADS_OF_ONE_MAX = 2
+"""So no builder can take all places. It sends one; the other is one that broke off."""
+UPLOAD_AGAIN_S = 5
 
 
 class IndexFile(msgspec.Struct, frozen=True):
@@ -248,20 +259,49 @@ async def stage(
 ) -> BinPkg:  # fmt: skip
     """Take a binary package from a builder, and sign it; "" as its id: from an operator. Invalid:
     it is none, or not the one that its path says, or of the old format, which cannot be signed.
-    TooLarge. Conflict: the builder does not hold the package. Unavailable: the disk or the store of
-    blobs is full, or no voter is there to sign it; nothing is left of it then."""
+    TooLarge. Conflict: the builder does not hold the package. Busy: it has too much in staging, or
+    too many uploads are under way. Unavailable: the disk or the store of blobs is full, or no voter
+    is there to sign it; nothing is left of it then."""
     require_builds(cluster)
-    await trio.to_thread.run_sync(partial(folder.mkdir, mode=0o700, exist_ok=True))
-    temp = folder / f"{cluster.new_id()}{PART}"
-    out = temp.with_suffix(SIGNED)
-    try:
-        await _receive(chunks, temp, bytes_max)
-        return await _sign_and_stage(
-            cluster, actor, OUTSIDE + builder_id if builder_id else "", path, temp, out
+    node_id = OUTSIDE + builder_id if builder_id else ""
+    # Before a byte of it is here: its sender may be anybody with a token.
+    await _check_awaited(
+        cluster, node_id, f"what {path[:300]} is a file of", partial(_is_file_of, path)
+    )
+    with _upload(folder, builder_id):
+        await trio.to_thread.run_sync(partial(folder.mkdir, mode=0o700, exist_ok=True))
+        temp = folder / f"{cluster.new_id()}{PART}"
+        out = temp.with_suffix(SIGNED)
+        try:
+            await _receive(chunks, temp, bytes_max)
+            return await _sign_and_stage(cluster, actor, node_id, path, temp, out)
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(_remove, temp, out)  # a large unlink takes its time
+
+
+_uploads: dict[Path, list[str]] = {}
+"""Whose are under way, by the folder in which they are, of which a node has one."""
+
+
+@contextmanager
+def _upload(folder: Path, builder_id: str) -> Iterator[None]:
+    under_way = _uploads.setdefault(folder, [])
+    if builder_id and under_way.count(builder_id) >= UPLOADS_OF_ONE_MAX:
+        raise Busy(
+            f"{UPLOADS_OF_ONE_MAX} uploads of this builder are under way; send one after the other",
+            retry_after_s=UPLOAD_AGAIN_S,
         )
+    if len(under_way) >= UPLOADS_MAX:
+        raise Busy(
+            f"{UPLOADS_MAX} uploads are under way through this node; try again, here or at another",
+            retry_after_s=UPLOAD_AGAIN_S,
+        )
+    under_way.append(builder_id)
+    try:
+        yield
     finally:
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(_remove, temp, out)  # a large unlink takes its time
+        under_way.remove(builder_id)
 
 
 async def stage_own(
@@ -285,11 +325,26 @@ async def _sign_and_stage(
 ) -> BinPkg:
     came = await gpkg.read(file)
     _check_path(path, came)
+    # A blob that is refused afterwards would lie there for an hour.
+    await _check_awaited(cluster, node_id, came.cpv, lambda held: held == came.cpv)
     signed = await signing.sign(cluster, came, file, out)
     pkg = signed.pkg
     await put(cluster, actor, _slices(signed.path), expected_sha256=pkg.sha256)
     await cluster.propose(StagePackage(node_id, path, pkg), actor)
     return pkg
+
+
+async def _check_awaited(
+    cluster: Cluster, node_id: str, what: str, is_it: Callable[[str], bool]
+) -> None:
+    """As the rule of StagePackage has it, which has the last word."""
+    staging = await cluster.read(ViewStaging(node_id))
+    if node_id and not any(map(is_it, staging.held)):
+        raise Conflict(
+            f"this builder does not hold {what}: only what it is given to build goes into staging"
+        )
+    if staging.files >= STAGED_MAX:
+        raise Busy(f"{STAGED_MAX} files are in staging; report what is built of them first")
 
 
 async def _receive(chunks: AsyncIterator[bytes], temp: Path, bytes_max: int) -> None:
@@ -308,11 +363,14 @@ async def _receive(chunks: AsyncIterator[bytes], temp: Path, bytes_max: int) -> 
 
 def _check_path(path: str, pkg: BinPkg) -> None:
     """`category/name-version[-build].suffix`, or the same under a folder of its name."""
+    if not _is_file_of(path, pkg.cpv):
+        raise Invalid(f"this is a package of {pkg.cpv}; put it under {path_of(pkg)}", path=path)
+
+
+def _is_file_of(path: str, cpv: str) -> bool:
     category, _, rest = path.partition("/")
     file = rest.rpartition("/")[2]
-    if category == pkg.category and file.startswith((f"{pkg.pf}.", f"{pkg.pf}-")):
-        return
-    raise Invalid(f"this is a package of {pkg.cpv}; put it under {path_of(pkg)}", path=path)
+    return f"{category}/{file}".startswith((f"{cpv}.", f"{cpv}-"))
 
 
 def _remove(*paths: Path) -> None:

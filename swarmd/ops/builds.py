@@ -12,7 +12,6 @@ from swarmd.cluster.handle import LEADER, Cluster, local_reads
 from swarmd.domain.actors import Actor
 from swarmd.domain.builds import OUTSIDE, Build, Control, HostSort, Outcome
 from swarmd.domain.errors import Invalid, NotFound, SwarmError, Unavailable
-from swarmd.domain.events import Event
 from swarmd.domain.jobs import (
     GroupId,
     Job,
@@ -48,13 +47,14 @@ from swarmd.state.build_queries import (
 )
 from swarmd.state.build_queries import BuildFilter as BuildFilter
 from swarmd.state.build_queries import SessionView as SessionView
-from swarmd.state.queries import ListJobs, ListLately, ListTotals
+from swarmd.state.queries import ListJobs, ListTotals
 from swarmd.state.versions import BUILDS_SINCE, ORDER_SINCE, check_since
 
 REVOKED_AT_ONCE = 100
 CONTROL_AT_ONCE = 100
 CONTROLS_MAX = 2000
 """Entries that one word of an operator may take."""
+ABOUT_ALL = (Control.PAUSE, Control.RESUME, Control.RESET, Control.CLEAR_HISTORY)
 SESSIONS_MAX = 500
 TREE_AT_CHARS_MAX = 64
 
@@ -217,7 +217,7 @@ async def work_of(
         raise NotFound("no such drone; it has to register first", id=builder_id)
     revoked = await _revoked(cluster, actor, view)
     now = cluster.now_ms()
-    if view.queue_paused or not view.builder.gets_work(now):
+    if view.queue_paused or not view.builder.online or not view.builder.gets_work(now):
         return Work(None, None, revoked)
     if view.held:
         return _work(view.held[0], revoked)
@@ -228,6 +228,8 @@ async def work_of(
                 return Work(None, None, revoked, wanted)
         taken = await cluster.propose(TakeBuilds(node_id, cores, actor.address), actor)
         if taken:
+            given = {job.spec.type for job in taken}
+            revoked = tuple(package for package in revoked if package not in given)
             return Work(taken[0].spec.type, taken[0].group_id, revoked)
     # That it stands idle is a hint for who shares work out: it comes again, and says so again.
     with suppress(SwarmError):
@@ -258,15 +260,28 @@ async def finish(
 async def control(
     cluster: Cluster, actor: Actor, action: Control, target: str | None = None
 ) -> Done:
-    """In as many steps as it takes."""
+    """In as many steps as it takes. A step of a reset that had just as much to do as one may does
+    not look at what comes after."""
     require_builds(cluster)
+    _check_target(action, target)
     count = 0
     for _ in range(CONTROLS_MAX):
         controlled = await cluster.propose(ControlBuilds(action, CONTROL_AT_ONCE, target), actor)
         count += controlled.done
-        if not controlled.left:
+        full = action is Control.RESET and controlled.done >= CONTROL_AT_ONCE
+        if not controlled.left and not full:
             break
     return Done(count)
+
+
+def _check_target(action: Control, target: str | None) -> None:
+    if action is Control.BLOCK and not target:
+        raise Invalid("say which package is to be blocked: target", field="target")
+    if target is not None and action in ABOUT_ALL:
+        words = f"{action.value} is about everything and takes no target"
+        if action in (Control.PAUSE, Control.RESUME):
+            words += f"; for one drone it is POST /api/v1/nodes/{{name}}/{action.value}"
+        raise Invalid(words, field="target")
 
 
 async def note_builder(
@@ -324,25 +339,6 @@ async def totals(cluster: Cluster) -> BuildTotals:
     grown = await cluster.read(ListTotals(JobKind.PACKAGE))
     built, failed = grown.get(("built", ""), 0), grown.get(("build_failed", ""), 0)
     return BuildTotals(built, failed, grown.get(("build_ms", ""), 0))
-
-
-EVENTS_RECENT = 20_000
-EVENTS_SCANNED_MAX = 1_000_000
-
-
-async def list_events(
-    cluster: Cluster, kinds: tuple[str, ...], *, limit: int, since: int, about: str = "",
-    recent: bool = False,
-) -> tuple[list[Event], dict[str, str]]:  # fmt: skip
-    """The newest first, and the names of those they are about; `recent` looks back only so far."""
-    require_builds(cluster)
-    names = {view.node.id: view.node.name for view in await cluster.read(ListBuilders())}
-    node_id = next((i for i, name in names.items() if name == about), "")
-    if about and not node_id:
-        return [], {}
-    scan = EVENTS_RECENT if recent else EVENTS_SCANNED_MAX
-    events = await cluster.read(ListLately(kinds, limit, scan, since, node_id))
-    return events, {str(node_id): name for node_id, name in names.items()}
 
 
 async def list_queue(cluster: Cluster, limit: int) -> list[Job]:

@@ -166,7 +166,9 @@ async def verify(
         None if verified.matches else verified.message, actor.name, cluster.node.name,
     )  # fmt: skip
     if place is not None or verified.version is not None:
-        await cluster.propose(NoteDeployment(step, seen), actor)
+        # What a deployment has put there meanwhile is newer than what was read.
+        same = await cluster.read(FindPlace(sort, view.node.id)) == place
+        await cluster.propose(NoteDeployment(step, seen if same else None), actor)
     return verified
 
 

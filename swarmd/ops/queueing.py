@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 import msgspec
+from msgspec.structs import replace
 
 from swarmd.cluster.handle import Cluster
 from swarmd.domain.actors import Actor
@@ -16,7 +17,7 @@ from swarmd.domain.trees import TREE, in_order
 from swarmd.ops.builds import key_of, require_builds
 from swarmd.ops.trees import Meant, Trees, literal
 from swarmd.state.build_queries import FINDABLE_MAX, FindQueued
-from swarmd.state.commands import CreateGroup, NewJob, Refusal, SubmitJobs
+from swarmd.state.commands import QUEUED_AS, CreateGroup, NewJob, Refusal, SubmitJobs
 from swarmd.state.versions import ORDER_SINCE
 
 DISCONNECT_S = 60.0
@@ -35,15 +36,19 @@ class Queued(msgspec.Struct, frozen=True):
     """What is to be known of them, and kept none from the queue."""
 
 
-async def enqueue(
-    cluster: Cluster, actor: Actor, wanted: Sequence[object], session_name: str, session_id: str,
-    trees: Trees | None = None,
-) -> Queued:  # fmt: skip
-    """A new session of these packages, in the order in which they need each other and what is in
-    the queue. Those that are there already stay as they are. Refusals as of `Trees.meant`;
-    Conflict: all of them are there."""
+async def look_up(cluster: Cluster, wanted: Sequence[object], trees: Trees | None = None) -> Meant:
+    """What a request for packages stands for. Refusals as of `Trees.meant`."""
     require_builds(cluster)
-    meant = literal(parse_all(wanted)) if trees is None else await trees.meant(wanted)
+    return literal(parse_all(wanted)) if trees is None else await trees.meant(wanted)
+
+
+async def enqueue(
+    cluster: Cluster, actor: Actor, meant: Meant, session_name: str, session_id: str
+) -> Queued:
+    """A new session of these packages, in the order in which they need each other and what is in
+    the queue. Those that are there already stay as they are; of two requests for the same at once
+    the second finds what the first has queued. Conflict: all of them are there."""
+    require_builds(cluster)
     packages = meant.packages
     queued = await cluster.read(FindQueued(packages))
     new = in_order([package for package in packages if package not in queued], meant.needs)
@@ -51,12 +56,34 @@ async def enqueue(
     if not new:
         raise Conflict("all of these packages are in the queue already", packages=len(packages))
     session = await _new_session(cluster, actor, group)
-    for jobs in _batches(await _jobs(cluster, meant, new)):
-        for outcome in await cluster.propose(SubmitJobs(jobs, session.id), actor):
-            if isinstance(outcome, Refusal):
-                raise Conflict(outcome.message)
-    known = tuple(package for package in packages if package in queued)
+    meanwhile = await _submit(cluster, actor, session, await _jobs(cluster, meant, new))
+    known = tuple(package for package in packages if package in queued or package in meanwhile)
+    new = tuple(package for package in new if package not in meanwhile)
+    if not new:
+        raise Conflict("all of these packages are in the queue already", packages=len(packages))
     return Queued(session, new, known, meant.notes)
+
+
+async def _submit(
+    cluster: Cluster, actor: Actor, session: Group, jobs: Sequence[NewJob]
+) -> set[str]:
+    """Which of them somebody else has queued meanwhile; what waits for one waits for that job."""
+    known, ids = set[str](), dict[JobId, JobId]()
+    for batch in _batches(jobs):
+        batch = tuple(_renamed(job, ids) for job in batch)
+        outcomes = await cluster.propose(SubmitJobs(batch, session.id), actor)
+        for job, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, Refusal):
+                if QUEUED_AS not in outcome.facts:
+                    raise Conflict(outcome.message)
+                ids[job.id] = JobId(outcome.facts[QUEUED_AS])
+                known.add(job.spec.type)
+    return known
+
+
+def _renamed(job: NewJob, ids: Mapping[JobId, JobId]) -> NewJob:
+    waits_for = tuple(ids.get(before, before) for before in job.spec.depends_on)
+    return replace(job, spec=replace(job.spec, depends_on=waits_for))
 
 
 async def _new_session(cluster: Cluster, actor: Actor, group: Group) -> Group:
@@ -66,7 +93,7 @@ async def _new_session(cluster: Cluster, actor: Actor, group: Group) -> Group:
             return await cluster.propose(CreateGroup(group), actor)
         except Conflict:
             base = group.id.partition("+")[0]
-            group = msgspec.structs.replace(group, id=GroupId(f"{base}+{number}"))
+            group = replace(group, id=GroupId(f"{base}+{number}"))
     raise Busy("too many sessions began in this second; try again in the next")
 
 

@@ -4,26 +4,32 @@ is allowed, by the first that it showed, which the whole swarm keeps."""
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
-from dataclasses import replace
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from ipaddress import ip_address
+from socket import inet_aton, inet_ntoa
 
 import msgspec
+import trio
 
 from swarmd.cluster.handle import Cluster
 from swarmd.domain.actors import SYSTEM, Actor
 from swarmd.domain.errors import Busy, Conflict, SwarmError, Unavailable
 from swarmd.domain.jobs import NodeId
+from swarmd.domain.nodes import Node
 from swarmd.drivers.ssh import Ssh, open_ssh
 from swarmd.drivers.ssh_known import KnownHosts, SshAccount
 from swarmd.drivers.ssh_targets import HostKey, HostKeyChanged, HostKeyUnknown, SshTarget
 from swarmd.ops.builds import find_builder
-from swarmd.state.build_queries import BuilderView
+from swarmd.state.build_queries import BuilderView, ListBuilderNodes
 from swarmd.state.commands import PutSetting
 from swarmd.state.payload_commands import ForgetHostKey
 from swarmd.state.queries import GetSetting
 from swarmd.state.rules.payloads import host_key_setting
 
 ASKED_MAX = 2000
+PLACES_S = 1.0
+"""Where the others are is looked up anew after so long: self-healing asks for each of them."""
 
 
 class Hosts(msgspec.Struct, frozen=True):
@@ -51,6 +57,37 @@ class Hosts(msgspec.Struct, frozen=True):
         return host.strip("[]"), int(port)
 
 
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Who is where, by all builders' own words and by the configuration's."""
+
+    at: float
+    said: dict[str, dict[NodeId, str]] = field(default_factory=dict)
+    named: dict[tuple[str, int], dict[NodeId, str]] = field(default_factory=dict)
+
+    def add(self, node: Node, hosts: Hosts) -> None:
+        for address in node.addresses:
+            self.said.setdefault(_host(address), {})[node.id] = node.name
+        if node.name in hosts.elsewhere:
+            with suppress(Unavailable):
+                host, port = hosts.place(node.name, node.addresses)
+                self.named.setdefault((_host(host), port), {})[node.id] = node.name
+
+    def others(self, node: Node, host: str, port: int) -> list[str]:
+        there = self.said.get(_host(host), {}) | self.named.get((_host(host), port), {})
+        return sorted(name for node_id, name in there.items() if node_id != node.id)
+
+
+def _host(text: str) -> str:
+    """However it is written: 10.0.1 is 10.0.0.1. Names are not looked up."""
+    with suppress(ValueError):
+        address = ip_address(text)
+        return str(getattr(address, "ipv4_mapped", None) or address)
+    with suppress(OSError):
+        return inet_ntoa(inet_aton(text))
+    return text.lower().rstrip(".")
+
+
 class Reach:
     ssh: Ssh
 
@@ -59,6 +96,7 @@ class Reach:
         self._hosts = hosts
         self._known: dict[int, KnownHosts] = {}
         """By port: there are as many as the configuration names."""
+        self._places: _Places | None = None
         self._asked: dict[SshTarget, NodeId] = {}
 
     @property
@@ -67,7 +105,8 @@ class Reach:
         return self._hosts.key_file is not None
 
     async def target(self, view: BuilderView) -> SshTarget:
-        """Unavailable: this node has no way to it."""
+        """Unavailable: this node has no way to it. Conflict: another builder is to be there too,
+        and one of them is not what it says."""
         hosts, node = self._hosts, view.node
         if hosts.key_file is None:
             raise Unavailable(
@@ -75,6 +114,8 @@ class Reach:
                 " has one"
             )
         host, port = hosts.place(node.name, node.addresses)
+        if node.name not in hosts.elsewhere:
+            await self._check_alone(node, host, port)
         if hosts.known_hosts is not None:
             account = SshAccount(hosts.key_file, hosts.known_hosts, hosts.user, port)
             known = self._known.setdefault(port, KnownHosts(account))
@@ -93,6 +134,20 @@ class Reach:
         # What the swarm keeps is what counts, not what this node remembers of it.
         self.ssh.forget(target)
         return target
+
+    async def _check_alone(self, node: Node, host: str, port: int) -> None:
+        now = trio.current_time()
+        if self._places is None or now - self._places.at >= PLACES_S:
+            places = _Places(now)
+            for each in await self._cluster.read(ListBuilderNodes()):
+                places.add(each, self._hosts)
+            self._places = places
+        if others := self._places.others(node, host, port):
+            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+            raise Conflict(
+                f"it says that it is at {host}, where {others[0]}{more} should be; name the place"
+                " of each in ssh.hosts, or have the one that is wrong register with its own `ip`"
+            )
 
     async def keep_key(self, target: SshTarget, key: HostKey) -> None:
         """Whichever node sees it first: all believe that one key from then on."""

@@ -34,6 +34,8 @@ class KeyView(msgspec.Struct, frozen=True):
 
     fingerprint: str
     created_s: int
+    """As the key says, which is a day before it was made."""
+    made_s: int
     armored: str
 
 
@@ -94,7 +96,8 @@ async def _ask(cluster: Cluster, asked: Ask[bytes]) -> bytes:
 
 
 def _view(public: PublicKey) -> KeyView:
-    return KeyView(public.fingerprint, public.created_s, public.armored().decode())
+    armored = public.armored().decode()
+    return KeyView(public.fingerprint, public.created_s, public.made_s, armored)
 
 
 # The node that has it

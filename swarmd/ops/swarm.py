@@ -7,7 +7,7 @@ import msgspec
 from swarmd.cluster.handle import Cluster, local_reads
 from swarmd.domain.actors import SYSTEM
 from swarmd.domain.errors import SwarmError
-from swarmd.domain.nodes import Node, Usage
+from swarmd.domain.nodes import Node, NodeKind, Usage
 from swarmd.ops import raft
 from swarmd.state.commands import PutSetting
 from swarmd.state.queries import GetSetting, GetStanding, ListNodes, UsageOf
@@ -97,9 +97,10 @@ def _view(cluster: Cluster, node: Node, used: Usage) -> NodeView:
     )
 
 
-async def node_names(cluster: Cluster) -> dict[str, str]:
-    """The name of each node by its id."""
-    return {node.id: node.name for node in await cluster.read(ListNodes())}
+async def node_names(cluster: Cluster, *, drones: bool = False) -> dict[str, str]:
+    """The name of each node by its id; with `drones` of these too."""
+    kinds = (NodeKind.MEMBER, NodeKind.DRONE) if drones else (NodeKind.MEMBER,)
+    return {node.id: node.name for node in await cluster.read(ListNodes(kinds))}
 
 
 async def known_admin_key(cluster: Cluster) -> str | None:

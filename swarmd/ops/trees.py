@@ -292,7 +292,7 @@ def _meant(wants: Sequence[Want], plan: Plan) -> Meant:
     known = {p for each in plan.stands if each.known for p in each.packages}
     return Meant(
         _bounded(found), frozenset(known), _line(plan.tree_at), plan.needs,
-        tuple(notes[:NOTES_MAX]),
+        tuple(dict.fromkeys(notes))[:NOTES_MAX],
     )  # fmt: skip
 
 

@@ -14,11 +14,12 @@ from swarmd.domain.builds import ASIDE, BLOCKED, OUTSIDE, Builder
 from swarmd.domain.groups import Group
 from swarmd.domain.jobs import JobId, JobKind, JobStatus, NodeId
 from swarmd.domain.nodes import Node, NodeKind
-from swarmd.state.build_queries import FINDABLE_MAX, BuildTimes, decode_group
+from swarmd.state.build_queries import FINDABLE_MAX, BuildTimes
 from swarmd.state.queries import QUERIES
 from swarmd.state.rows import FROM, JOB, job_of
 from swarmd.state.rules.blocking import decode_builder
 from swarmd.state.rules.builds import NAME, is_paused
+from swarmd.state.rules.jobs import decode_group
 from swarmd.state.rules.nodes import decode_node
 
 PACKAGES_MAX = 20_000

@@ -11,7 +11,7 @@ import msgspec
 from swarmd.domain.binpkgs import BinPkg
 from swarmd.domain.builds import ASIDE, BLOCKED, SWEEPER, Build, Builder, prefetch
 from swarmd.domain.groups import Group
-from swarmd.domain.jobs import AttemptId, GroupId, JobId, JobKind, JobStatus, NodeId
+from swarmd.domain.jobs import AttemptId, GroupId, JobId, JobStatus, NodeId
 from swarmd.domain.nodes import Node
 from swarmd.domain.trees import TREE, tree_time
 from swarmd.state.query import Conn, Query
@@ -19,7 +19,9 @@ from swarmd.state.rows import decode_spec
 from swarmd.state.rules.binhost import decode_binpkg
 from swarmd.state.rules.blocking import decode_builder
 from swarmd.state.rules.builds import find_builder, is_paused, next_for
+from swarmd.state.rules.jobs import decode_group, open_package
 from swarmd.state.rules.nodes import decode_node, find_node
+from swarmd.state.versions import ONCE_SINCE, in_force
 
 FINDABLE_MAX = 1000
 """Packages that are asked about at once."""
@@ -74,6 +76,10 @@ class FindBuilder(Query["BuilderView | None"], frozen=True):
 
 class ListBuilders(Query["list[BuilderView]"], frozen=True):
     """All, by name."""
+
+
+class ListBuilderNodes(Query["list[Node]"], frozen=True):
+    """Where all of them are."""
 
 
 class AnythingFor(Query[bool], frozen=True):
@@ -157,6 +163,19 @@ class BinHost(msgspec.Struct, frozen=True):
     """By path."""
     at: int
     """When it last changed; 0: nothing was ever there."""
+
+
+class Staging(msgspec.Struct, frozen=True):
+    held: tuple[str, ...]
+    """Packages that the builder holds."""
+    files: int
+    """So many of its files are in staging."""
+
+
+class ViewStaging(Query[Staging], frozen=True):
+    """Of a builder, by its node's id; "": of operators, who hold nothing."""
+
+    node_id: str
 
 
 class ViewBinHost(Query[BinHost], frozen=True):
@@ -248,6 +267,11 @@ def _list_builders(conn: Conn, query: ListBuilders) -> list[BuilderView]:
     return views
 
 
+def _list_builder_nodes(conn: Conn, query: ListBuilderNodes) -> list[Node]:
+    rows = conn.execute("SELECT nodes.body FROM builders JOIN nodes ON nodes.id = node_id")
+    return [decode_node(row[0]) for row in rows]
+
+
 def _anything_for(conn: Conn, query: AnythingFor) -> bool:
     builder, node = (
         find_builder(conn.execute, query.node_id), find_node(conn.execute, query.node_id)
@@ -312,8 +336,8 @@ def _list_sessions(conn: Conn, query: ListSessions) -> list[SessionView]:
 
 def _session(conn: Conn, group: Group) -> SessionView:
     rows = conn.execute("SELECT status, waits, ended_at FROM jobs WHERE group_id = ?", (group.id,))
-    needed = delegated = received = blocked = aside = dropped = 0
-    last = 0
+    needed = delegated = blocked = aside = 0
+    received, dropped, last = _forgotten(conn, group)
     for status, waits, ended_at in rows:
         last = max(last, ended_at or 0)
         if status == JobStatus.PENDING:
@@ -326,22 +350,30 @@ def _session(conn: Conn, group: Group) -> SessionView:
             delegated += 1
         else:
             dropped += 1
-    over = not needed and not delegated and last
+    total = needed + delegated + received + blocked + aside + dropped
+    ended_at = last if total else group.created_at  # its packages came to be another's
+    over = not needed and not delegated and ended_at
     return SessionView(
-        group, needed, delegated, received, blocked, aside, dropped, last if over else None
+        group, needed, delegated, received, blocked, aside, dropped, ended_at if over else None
     )
+
+
+def _forgotten(conn: Conn, group: Group) -> tuple[int, int, int]:
+    """How many were received and dropped that are forgotten by now, and when the last ended."""
+    if in_force(conn.execute) < ONCE_SINCE:
+        return 0, 0, 0
+    row = conn.execute(
+        "SELECT received, dropped, ended_at FROM session_sums WHERE id = ?", (group.id,)
+    ).fetchone()
+    return (0, 0, 0) if row is None else (row[0], row[1], row[2])
 
 
 def _find_queued(conn: Conn, query: FindQueued) -> dict[str, JobId]:
     found = {}
     for package in query.packages[:FINDABLE_MAX]:
-        row = conn.execute(
-            "SELECT id FROM jobs WHERE kind = ? AND type = ? AND status IN"
-            " ('pending', 'assigned', 'running') ORDER BY seq LIMIT 1",
-            (JobKind.PACKAGE.value, package),
-        ).fetchone()
-        if row is not None:
-            found[package] = JobId(row[0])
+        job_id = open_package(conn.execute, package)
+        if job_id is not None:
+            found[package] = job_id
     return found
 
 
@@ -380,6 +412,13 @@ def _failed_by(conn: Conn, query: FailedBy) -> tuple[NodeId, ...]:
     return tuple(NodeId(row[0]) for row in rows)
 
 
+def _view_staging(conn: Conn, query: ViewStaging) -> Staging:
+    rows = conn.execute(_HELD + " AND a.node_id = ? ORDER BY a.id", (query.node_id,))
+    held = tuple(_held(row).package for row in rows)
+    files = conn.execute("SELECT count(*) FROM staged WHERE node_id = ?", (query.node_id,))
+    return Staging(held, int(files.fetchone()[0]))
+
+
 def _view_binhost(conn: Conn, query: ViewBinHost) -> BinHost:
     rows = conn.execute(
         "SELECT body FROM binpkgs WHERE path > ? ORDER BY path LIMIT ?",
@@ -409,12 +448,11 @@ def _binhost_at(conn: Conn, query: BinHostAt) -> int:
     return 0 if row is None else int(row[0])
 
 
-decode_group = msgspec.msgpack.Decoder(Group).decode
-
 BUILD_QUERIES: dict[type[Any], Callable[[Conn, Any], Any]] = {
     CountBuilds: _count_builds,
     FindBuilder: _find_builder,
     ListBuilders: _list_builders,
+    ListBuilderNodes: _list_builder_nodes,
     AnythingFor: _anything_for,
     ListHeldBuilds: _list_held,
     ListBuilds: _list_builds,
@@ -424,6 +462,7 @@ BUILD_QUERIES: dict[type[Any], Callable[[Conn, Any], Any]] = {
     ListOpenBuilds: _list_open,
     TreeWanted: _tree_wanted,
     FailedBy: _failed_by,
+    ViewStaging: _view_staging,
     ViewBinHost: _view_binhost,
     FindBinPkg: _find_binpkg,
     ListBinPkgs: _list_binpkgs,

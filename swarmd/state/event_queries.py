@@ -20,15 +20,30 @@ class ListEvents(Query["list[Event]"], frozen=True):
     limit: int = 500
 
 
+class Only(msgspec.Struct, frozen=True):
+    """Of the events of a kind those whose field has one of the values; with `but` all others."""
+
+    kind: str
+    field: str
+    values: tuple[str | bool, ...]
+    but: bool = False
+
+    def takes(self, body: EventBody) -> bool:
+        if type(body).__name__ != self.kind:
+            return True
+        return (getattr(body, self.field) in self.values) is not self.but
+
+
 class ListLately(Query["list[Event]"], frozen=True):
     """Events of some kinds, the newest first, not older than `since`, about one node or any; looked
-    for among the last `scan`."""
+    for among the last `scan`. `limit` counts those that fit."""
 
     kinds: tuple[str, ...]
     limit: int
     scan: int
     since: int = 0
     about: str = ""
+    only: Only | None = None
 
 
 _decode_actor = msgspec.msgpack.Decoder(Actor).decode
@@ -61,6 +76,8 @@ def _list_lately(conn: Conn, query: ListLately) -> list[Event]:
         if type(body).__name__ not in query.kinds:
             continue
         if query.about and getattr(body, "node_id", None) != query.about:
+            continue
+        if query.only is not None and not query.only.takes(body):
             continue
         found.append(Event(row[0], row[1], row[2], _decode_actor(row[3]), body))
     return found

@@ -11,8 +11,10 @@ from swarmd.domain.jobs import Job, JobFilter, JobKind
 from swarmd.state.pages import find_page
 from swarmd.state.query import Conn, Query
 from swarmd.state.rows import (
+    ATTEMPT,
     FROM,
     JOB,
+    attempt_of,
     brief_of,
     decode_shape,
     load_attempts,
@@ -34,7 +36,8 @@ class FindJobs(Query["tuple[Job | None, ...]"], frozen=True):
 
 
 class ListJobs(Query["list[Job]"], frozen=True):
-    """Newest first, without results and attempts, arguments and environment."""
+    """Newest first, without results and attempts, arguments and environment. Where packages are
+    asked for, each has the attempt that holds it, or held it at its end."""
 
     wanted: JobFilter
 
@@ -80,7 +83,23 @@ def _list_jobs(conn: Conn, query: ListJobs) -> list[Job]:
         return []
     places = ",".join("?" * len(seqs))
     rows = conn.execute(f"SELECT {JOB}{FROM}WHERE j.seq IN ({places}) ORDER BY j.seq DESC", seqs)
-    return [brief_of(row) for row in rows]
+    found = [brief_of(row) for row in rows]
+    return _with_holder(conn, found) if query.wanted.kind is JobKind.PACKAGE else found
+
+
+def _with_holder(conn: Conn, jobs: list[Job]) -> list[Job]:
+    ids = [job.attempt_id for job in jobs if job.node_id is not None]
+    if not ids:
+        return jobs
+    places = ",".join("?" * len(ids))
+    rows = conn.execute(f"SELECT {ATTEMPT} FROM attempts WHERE id IN ({places})", ids)
+    by_id = {row[0]: row for row in rows}
+    return [
+        replace(job, attempts=(attempt_of(by_id[job.attempt_id], job.id),))
+        if job.node_id is not None and job.attempt_id in by_id
+        else job
+        for job in jobs
+    ]
 
 
 def _any_ready(conn: Conn, query: AnyReady) -> bool:

@@ -184,6 +184,9 @@ CREATE TABLE drone_tokens(name TEXT PRIMARY KEY, body BLOB NOT NULL) WITHOUT ROW
 
 _ORDER = """
 CREATE TABLE given_up(seq INTEGER PRIMARY KEY, upto INTEGER NOT NULL);
+CREATE TABLE session_sums(
+    id TEXT PRIMARY KEY, received INTEGER NOT NULL, dropped INTEGER NOT NULL,
+    ended_at INTEGER NOT NULL) WITHOUT ROWID;
 """
 
 MIGRATIONS: tuple[tuple[str, int, str], ...] = (

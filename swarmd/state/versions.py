@@ -23,6 +23,9 @@ ORDER_SINCE = 4
 """Packages that wait for others are let go when those are given up."""
 FORGOTTEN_SINCE = 4
 """A builder that goes leaves nothing behind."""
+ONCE_SINCE = 4
+"""A package is in the queue once. Sessions count what is forgotten of them, and what goes back
+leaves nothing in staging and no count of losses once somebody says to try it again."""
 TERMINALS_SINCE = 4
 ROLLS_SINCE = 4
 """Rolls that outlive their node, and drones' own tokens."""

@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import itertools
+import json
+import re
+import socket
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -326,14 +332,21 @@ def test_work_is_the_same_until_it_is_reported(swarm: Swarm) -> None:
 
 def test_a_stale_report_is_answered_and_ignored(swarm: Swarm) -> None:
     name, wanted = swarm.held()
+    swarm.good(swarm.admin("POST", "/control", {"action": "pause"}))
     swarm.good(swarm.admin("POST", "/control", {"action": "rebalance"}))
     said = swarm.good(swarm.complete(name, wanted, "success"))
     assert said == {
         "status": "ok", "package": wanted, "accepted": False, "stale": True, "action": "stop_work",
     }  # fmt: skip
-    work = swarm.good(swarm.ask("GET", f"/work?id=id-{name}&cores=1"))
-    assert work["revoke"] == [wanted] and work["package"] == wanted
-    assert "revoke" not in swarm.good(swarm.ask("GET", f"/work?id=id-{name}&cores=1"))
+    path = f"/work?id=id-{name}&cores=1"
+    work = swarm.good(swarm.ask("GET", path))
+    assert work["revoke"] == [wanted] and work["package"] is None
+    assert "revoke" not in swarm.good(swarm.ask("GET", path))
+    swarm.good(swarm.admin("POST", "/control", {"action": "resume"}))
+    assert swarm.work(name) == wanted
+    swarm.good(swarm.admin("POST", "/control", {"action": "rebalance"}))
+    again = swarm.good(swarm.ask("GET", path))
+    assert again["package"] == wanted and "revoke" not in again, "it is its own once more"
 
 
 def test_success_without_a_package_in_staging_is_none(swarm: Swarm) -> None:
@@ -358,6 +371,20 @@ def test_a_build_is_received_in_the_history_and_in_the_binhost(swarm: Swarm) -> 
     assert " completed " in event["message"] and event["details"]["duration_s"] == 323.5
 
 
+@pytest.mark.parametrize("path", ["/events", "/events/history"])
+def test_a_limit_counts_events_of_the_type_alone(swarm: Swarm, path: str) -> None:
+    """However many others came later."""
+    name = swarm.drone()
+    for action in ("pause", "resume") * 15:
+        swarm.good(swarm.admin("POST", f"/nodes/{name}/{action}"))
+    found = swarm.good(swarm.ask("GET", f"{path}?type=register&limit=1"))["events"]
+    assert [event["message"] for event in found] == [f"{name} came online"]
+    found = swarm.good(swarm.ask("GET", f"{path}?type=control&limit=31"))["events"]
+    assert [event["type"] for event in found] == ["control"] * 31
+    messages = [event["message"] for event in found[:30]]
+    assert messages == [f"{name} is resumed", f"{name} is paused"] * 15
+
+
 def test_a_drone_is_probed_over_ssh_and_others_are_said_not_to_be(swarm: Swarm) -> None:
     name, other = reached(swarm), swarm.drone()
     said = swarm.good(swarm.admin("POST", f"/nodes/{name}/ping"))
@@ -368,6 +395,34 @@ def test_a_drone_is_probed_over_ssh_and_others_are_said_not_to_be(swarm: Swarm) 
     answer = swarm.admin("POST", f"/nodes/{other}/ping")
     assert answer.status == 409 and "cannot be probed" in answer.json["error"]
     assert swarm.good(swarm.ask("GET", "/ping/all"))["drones"] == [name]
+
+
+@pytest.mark.parametrize(
+    ("said", "becomes"),
+    [("upload_failed", "needed"), ("masked", "failed"), ("missing_binary", "needed")],
+)
+def test_some_drones_say_why_in_the_status(swarm: Swarm, said: str, becomes: str) -> None:
+    name, wanted = swarm.held()
+    assert swarm.good(swarm.complete(name, wanted, said))["accepted"]
+    (entry,) = [e for e in swarm.good(swarm.admin("GET", "/queue")) if e["package"] == wanted]
+    assert (entry["status"], entry["failures"]) == (becomes, int(said == "missing_binary"))
+
+
+@pytest.mark.parametrize(
+    ("action", "target", "said"),
+    [
+        ("pause", "drone-01", "for one drone it is POST /api/v1/nodes/{name}/pause"),
+        ("reset", "a/none-1", "reset is about everything and takes no target"),
+        ("clear_history", "a/none-1", "takes no target"),
+        ("block", None, "say which package is to be blocked: target"),
+    ],
+)
+def test_a_word_that_cannot_be_meant_is_refused(
+    swarm: Swarm, action: str, target: str | None, said: str
+) -> None:
+    answer = swarm.admin("POST", "/control", {"action": action, "target": target})
+    assert answer.status == 400 and said in f"{answer.json}", answer.body
+    assert not swarm.good(swarm.ask("GET", "/status"))["paused"]
 
 
 def test_paused_is_paused(swarm: Swarm) -> None:
@@ -391,6 +446,53 @@ def test_a_token_is_its_drones_alone(swarm: Swarm) -> None:
     forged = token.replace(f"id-{other}.", f"id-{name}.")
     assert swarm.stage(wanted, **{"X-Drone-Token": forged}).status == 401
     assert swarm.stage(wanted, **{"X-Drone-Token": "x" * 5000}).status == 401
+
+
+@pytest.mark.parametrize("size_mb", [1, 3, 64])
+def test_what_a_drone_does_not_hold_is_refused_at_once(swarm: Swarm, size_mb: int) -> None:
+    """Also to one that sends all of it before it looks, and whatever it has promised to send."""
+    token = swarm.good(swarm.register(swarm.drone()))["token"]
+    address, folder = swarm.daemon.address, swarm.daemon.data_dir
+    with socket.create_connection((address, swarm.daemon.ports["buildswarm"]), 20) as sock:
+        sock.sendall(
+            f"PUT {BINHOST}/staging/app-misc/other-1.gpkg.tar HTTP/1.1\r\nHost: {address}\r\n"
+            f"X-Drone-Token: {token}\r\nContent-Length: {size_mb * 10**6}\r\n\r\n".encode()
+        )
+        with contextlib.suppress(ConnectionResetError, BrokenPipeError):  # it was cut off, late
+            sock.sendall(bytes(size_mb * 10**6))
+        answer = http.client.HTTPResponse(sock)
+        answer.begin()
+        said = json.loads(answer.read())
+    assert answer.status == 409 and faults(said, ENVELOPE) == []
+    assert "does not hold what app-misc/other-1.gpkg.tar is a file of" in said["error"]
+    assert not [*(folder / "staging").glob("*")]
+
+
+def test_a_third_upload_at_once_is_put_off(swarm: Swarm) -> None:
+    name, wanted = swarm.held()
+    token = swarm.good(swarm.register(name))["token"]
+    address, port = swarm.daemon.address, swarm.daemon.ports["buildswarm"]
+    head = (
+        f"PUT {BINHOST}/staging/{wanted}.gpkg.tar HTTP/1.1\r\nHost: {address}\r\n"
+        f"X-Drone-Token: {token}\r\nContent-Length: 1000000\r\n\r\nhalf of it"
+    )
+    staging = swarm.daemon.data_dir / "staging"
+    with contextlib.ExitStack() as stack:
+        for _ in range(2):
+            sock = stack.enter_context(socket.create_connection((address, port), 20))
+            sock.sendall(head.encode())
+        deadline = time.monotonic() + 20
+        while len([*staging.glob("*")]) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        answer = swarm.stage(wanted, **{"X-Drone-Token": token})
+        assert answer.status == 503 and "under way" in answer.json["error"], answer.body
+        assert int(answer.headers["retry-after"]) > 0
+    while (answer := swarm.stage(wanted, **{"X-Drone-Token": token})).status == 503:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    assert answer.status == 201, answer.body
+    assert not [*staging.glob("*")]
 
 
 def test_a_package_under_a_wrong_path_is_refused(swarm: Swarm) -> None:
@@ -422,6 +524,55 @@ def test_a_registration_that_cannot_be_is_refused(swarm: Swarm, body: object, sa
     assert answer.status == 400 and said in answer.json["error"], answer.body
 
 
+def test_a_tree_may_be_of_so_many_seconds(swarm: Swarm) -> None:
+    name = swarm.drone()
+    able = {"cores": 4, "portage_timestamp": 1_700_000_000}
+    swarm.good(swarm.register(name, capabilities=able))
+
+
 def test_a_member_of_the_swarm_is_no_drone_by_its_word(swarm: Swarm) -> None:
     (node,) = swarm.daemon.request("GET", "/api/v1/nodes", surface="console").json["nodes"]
-    assert swarm.register(node["name"]).status == 409
+    answer = swarm.register(node["name"])
+    assert answer.status == 409 and "another node is called" in answer.json["error"]
+    assert answer.json["hint"] == "give this one a name of its own"
+
+
+def test_the_queue_says_since_when_a_drone_has_a_package(swarm: Swarm) -> None:
+    def row(wanted: str) -> Any:
+        entries = swarm.good(swarm.admin("GET", "/queue"))
+        return next(entry for entry in entries if entry["package"] == wanted)
+
+    swarm.reset()
+    began = time.time()
+    (wanted,) = swarm.queue()
+    assert row(wanted)["assigned_at"] is None
+    name = swarm.drone()
+    assert swarm.work(name) == wanted
+    found = row(wanted)
+    assert (found["status"], found["drone_id"]) == ("delegated", f"id-{name}")
+    assert began - 1 <= found["assigned_at"] <= time.time() + 1
+
+
+def test_the_console_has_a_drone_by_its_name(swarm: Swarm) -> None:
+    name, wanted = swarm.held()
+    ask = partial(swarm.daemon.request, "GET", surface="console")
+    (job,) = [j for j in ask("/api/v1/jobs?kind=package").json["jobs"] if j["type"] == wanted]
+    assert (job["node"], job["attempts"]) == (name, [])
+    job = ask(f"/api/v1/jobs/{job['id']}").json
+    assert (job["node"], [each["node"] for each in job["attempts"]]) == (name, [name])
+
+
+def test_the_hint_of_a_404_names_what_is_there(swarm: Swarm) -> None:
+    answer = swarm.admin("POST", "/nodes/nobody/pause")
+    named = re.findall(r"/[a-z][a-z0-9/-]*", answer.json["hint"])
+    assert answer.status == 404 and named, answer.body
+    for each in named:
+        assert swarm.admin("GET", each.removeprefix(API)).status == 200, each
+
+
+def test_a_body_in_another_encoding_is_refused_whoever_reads_it(swarm: Swarm) -> None:
+    answer = swarm.admin("POST", "/control", b'{"action":"resume","x":"\xff"}')
+    assert answer.status == 400, answer.body
+    assert answer.json == {
+        "error": "the body is not UTF-8: byte 24 is 0xff", "hint": "send JSON in UTF-8",
+    }  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import itertools
+import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -91,6 +92,8 @@ def admin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Admin]:
         }  # fmt: skip
         with running_daemon(
             folder / "node", jobs={"executor": False}, ssh=ssh, payloads=payloads,
+            # Others say that they are there too.
+            ssh__hosts={"drone-01": f"{host.host}:{host.port}"},
             care={"enabled": False}, environment={"ADMIN_KEY": KEY["X-Admin-Key"]},
         ) as daemon:  # fmt: skip
             await_builds(daemon)
@@ -363,6 +366,23 @@ def test_a_host_whose_key_is_not_known_gets_nothing(admin: Admin) -> None:
     assert "config" not in drones["never-named"]
 
 
+def test_who_says_to_be_where_another_is_gets_nothing(admin: Admin) -> None:
+    """The first is where the configuration has it, the others where they say."""
+    version = admin.deployed()
+    liar = admin.drone("liar")
+    for method, path, body in (
+        ("POST", f"/payloads/config/{version}/deploy", {"drone": liar}),
+        ("GET", f"/drones/{liar}/syslog", None),
+        ("POST", "/payloads/config/verify", {"drone": liar}),
+    ):
+        answer = admin.ask(method, path, body)
+        assert answer.status == 409, answer.body
+        said = answer.json
+        assert f"liar: it says that it is at {admin.host.host}, where drone-01" in said["error"]
+        assert "ssh.hosts" in said["hint"]
+    admin.deployed()
+
+
 def test_a_service_that_is_unknown_there_rolls_back(admin: Admin) -> None:
     first, second = admin.register("init_script"), admin.register("init_script")
     body = {"drones": one(admin)}
@@ -407,6 +427,16 @@ def test_the_nodes_log_is_its_own_and_tells_no_key(admin: Admin) -> None:
 def test_what_is_no_version_is_refused(admin: Admin, body: dict[str, Any], said: str) -> None:
     answer = posted(**body)(admin)
     assert answer.status == 400 and said in answer.json["error"], answer.body
+
+
+@pytest.mark.parametrize("path", ["/drones/nobody/escalation", "/no/such/path"])
+def test_the_hint_of_a_404_names_what_is_there(admin: Admin, path: str) -> None:
+    answer = admin.ask("GET", path)
+    named = re.findall(r"/[a-z][a-z0-9/-]*", answer.json["hint"])
+    assert answer.status == 404 and named, answer.body
+    for each in named:
+        assert each.startswith(ADMIN)
+        assert admin.ask("GET", each.removeprefix(ADMIN)).status == 200, each
 
 
 def test_a_wrong_key_opens_nothing(admin: Admin) -> None:

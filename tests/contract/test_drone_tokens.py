@@ -141,6 +141,7 @@ def test_it_speaks_for_no_other_drone(guarded: Guarded) -> None:
         three.work("id-two"), three.complete("id-two", "app-misc/two-1.0"),
     ):  # fmt: skip
         assert answer.status == 403 and "of three" in answer.json["error"], answer.body
+        assert "bound to one name" in answer.json["hint"], answer.body
     assert three.stage("app-misc/two-1.0").status == 404  # it never registered
     bearer = {"Authorization": f"Bearer {three.shows['X-Drone-Token']}"}
     by_other = Guarded(guarded.daemon, guarded.folder, bearer)

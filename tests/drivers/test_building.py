@@ -21,7 +21,7 @@ from swarmd.cluster.replica import Replica
 from swarmd.control.leases import Leases
 from swarmd.domain.actors import SYSTEM
 from swarmd.domain.builds import Outcome
-from swarmd.domain.errors import Conflict, Invalid, SwarmError, Unavailable
+from swarmd.domain.errors import Busy, Conflict, Invalid, SwarmError, TooLarge, Unavailable
 from swarmd.domain.jobs import (
     Attempt,
     AttemptId,
@@ -53,7 +53,7 @@ BUILT = Verdict(AttemptStatus.COMPLETED, None, Outcome.BUILT)
 class Desk:
     """It takes what it is given, after it has refused for a while."""
 
-    def __init__(self, refusal: SwarmError | None = None, times: float = 0) -> None:
+    def __init__(self, refusal: SwarmError | OSError | None = None, times: float = 0) -> None:
         self.refusal, self.times = refusal, times
         self.taken: list[str] = []
 
@@ -117,17 +117,21 @@ async def test_what_was_built_is_handed_in_as_soon_as_it_is_taken(
     ("refusal", "status", "outcome"),
     [
         (Unavailable("nobody signs"), AttemptStatus.FAILED, Outcome.NOT_UPLOADED),
-        (Invalid("of the old format"), AttemptStatus.FAILED, Outcome.NOT_UPLOADED),
+        (Busy("full"), AttemptStatus.FAILED, Outcome.NOT_UPLOADED),
+        (OSError("no such file"), AttemptStatus.FAILED, Outcome.NOT_UPLOADED),
+        # So it comes out of each build of it: if that counted not, it would be built for ever.
+        (Invalid("of the old format"), AttemptStatus.FAILED, Outcome.FAILED),
+        (TooLarge("at most 10 bytes"), AttemptStatus.FAILED, Outcome.FAILED),
         (Conflict("it is another's"), AttemptStatus.REVOKED, None),
     ],
 )
 async def test_what_is_not_taken_was_not_built(
     lay: Callable[[Desk], Bench], tmp_path: Path, autojump_clock: trio.testing.MockClock,
-    refusal: SwarmError, status: AttemptStatus, outcome: Outcome | None,
+    refusal: SwarmError | OSError, status: AttemptStatus, outcome: Outcome | None,
 ) -> None:  # fmt: skip
     verdict = await end(lay(Desk(refusal, 1e9)), tmp_path / "a", ended())
-    assert verdict == Verdict(status, refusal.message, outcome)
-    limit_s = HAND_IN_S_MAX + 30 if isinstance(refusal, Unavailable) else 0
+    assert verdict == Verdict(status, str(refusal), outcome)
+    limit_s = HAND_IN_S_MAX + 30 if isinstance(refusal, (Busy, Unavailable)) else 0
     assert trio.current_time() <= limit_s
 
 
@@ -266,3 +270,34 @@ async def test_told_to_end_its_work_it_gives_back_what_it_has_begun_and_what_not
         for name, why in (("a/b-1", "it was stopped"), ("a/c-1", "its builder was told to stop")):
             job, tried = await job_when(cluster, name, JobStatus.PENDING)
             assert job.failures == 0 and tried == [(AttemptStatus.REVOKED, why)]
+
+
+class Considered(Sleepers):
+    """To say how it is to be built takes as long as it is let."""
+
+    def hold(self) -> None:
+        self.asked, self.gate = trio.Event(), trio.Event()
+
+    async def order(
+        self, duty: Duty, directory: Path, lease: tuple[int | None, int | None]
+    ) -> AttemptOrder:
+        self.asked.set()
+        await self.gate.wait()
+        return await super().order(duty, directory, lease)
+
+
+async def test_what_was_about_to_begin_goes_back_too(tmp_path: Path) -> None:
+    bench = Considered(
+        tmp_path / "builder", PortageSettings(), Desk(), grace_s=0.1, log_bytes_max=1 << 20
+    )
+    bench.hold()
+    node = node_with("a/b-1", bench=bench)
+    async with node as (cluster, attempts), trio.open_nursery() as nursery:
+        attempts.begin_packages(True)
+        await bench.asked.wait()
+        nursery.start_soon(attempts.drain)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        bench.gate.set()
+        job, tried = await job_when(cluster, "a/b-1", JobStatus.PENDING)
+        assert tried == [(AttemptStatus.REVOKED, "its builder was told to stop")]
+        assert job.failures == 0

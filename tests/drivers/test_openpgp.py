@@ -105,7 +105,7 @@ def test_what_is_exported_is_the_key() -> None:
     assert SigningKey.load(KEY.export()) == KEY
     assert PublicKey.load(KEY.public.armored()) == KEY.public
     assert PublicKey.load(KEY.public.certificate) == KEY.public
-    assert KEY.public.created_s == NOW_S - 86_400
+    assert (KEY.public.created_s, KEY.public.made_s) == (NOW_S - 86_400, NOW_S)
     assert KEY._seed.hex() not in repr(KEY)
     assert repr(KEY._seed) not in repr(KEY)
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,16 @@ def test_explain_tells_why_a_job_waits(daemon: Daemon) -> None:
     (verdict,) = say(daemon, "explain", "--json", job_id).json["nodes"]
     assert (verdict["node"], verdict["can_run"]) == ("one", False)
     assert say(daemon, "cancel", job_id).status == 0
+
+
+def test_the_key_of_packages_tells_when_it_was_made(daemon: Daemon) -> None:
+    """Not the day before, from which on hosts take it."""
+    seen = say(daemon, "binhost", "key", "--json").json
+    made, valid = (datetime.fromisoformat(seen[at]) for at in ("made_at", "created_at"))
+    assert abs(time.time() - made.timestamp()) < 600 and made - valid == timedelta(days=1)
+    said = say(daemon, "binhost", "key")
+    assert said.err == f"fingerprint {seen['fingerprint']}, made {seen['made_at']}\n"
+    assert said.out == seen["armored"]
 
 
 def test_explain_tells_why_a_package_waits(daemon: Daemon) -> None:

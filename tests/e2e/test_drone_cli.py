@@ -232,20 +232,20 @@ def test_what_was_built_is_kept_until_a_node_is_there_again(
     assert drone.log().count("building package") == 1
 
 
-def test_what_is_not_taken_is_told_as_not_uploaded(
+def test_what_is_refused_as_it_is_has_failed(
     swarm: Swarm, tree: Overlay, new_host: Callable[..., Host]
 ) -> None:
-    """Packages of the old format are refused. After three of them it gets no work for a while."""
+    """Packages of the old format are refused, however often they are built."""
     package = "app-misc/old-1"
     tree.ebuild(package)
     host = new_host(make_conf='BINPKG_FORMAT="xpak"')
     swarm.queue(package)
-    with running_drone(host, "drone-09", [swarm.url]) as drone:
-        until(lambda: drone.log().count("reported") == 3, "it is not reported", WORDS_S)
-        assert drone.log().count("of the old format (xpak) cannot be signed; build a gpkg") == 3
-        assert drone.stop() == 0
-    assert swarm.standing(package) == "needed"
-    assert swarm.builds(package) == []
+    with running_drone(host, "drone-09", [swarm.url], "--once") as drone:
+        assert drone.wait() == 0, drone.log()
+        assert drone.log().count("building package") == 1
+    (build,) = swarm.builds(package)
+    assert build["status"] == "failed"
+    assert "of the old format (xpak) cannot be signed; build a gpkg" in build["error_message"]
 
 
 def test_two_drones_do_not_share_a_directory(swarm: Swarm, new_host: Callable[..., Host]) -> None:

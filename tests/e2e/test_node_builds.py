@@ -147,6 +147,26 @@ def row_of(swarm: Swarm) -> Any:
     return row
 
 
+def test_a_build_that_takes_too_long_has_failed_and_the_node_goes_on(
+    tree: Overlay, host: Host, tmp_path: Path
+) -> None:
+    package = "app-misc/endless-1"
+    tree.ebuild(package, compile="sleep 1000")
+    with running_daemon(
+        tmp_path / "node", builder=section(host, build_timeout_s=5), **SETTINGS
+    ) as daemon:
+        await_builds(daemon)
+        swarm = Swarm(daemon)
+        swarm.queue(package)
+        swarm.becomes(package, "blocked")
+        (failed,) = swarm.builds(package)
+        assert failed["error_message"].startswith("the build did not end within 5 s"), failed
+        result = daemon.request("GET", f"/api/v1/jobs/{job_of(daemon, package)['id']}",
+                                surface="console").json  # fmt: skip
+        assert [each["status"] for each in result["attempts"]] == ["failed"], result
+        assert daemon.stop() == 0
+
+
 def test_without_a_portage_it_is_no_builder_and_says_so(
     tree: Overlay, host: Host, tmp_path: Path
 ) -> None:

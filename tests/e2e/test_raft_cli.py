@@ -213,7 +213,7 @@ def test_without_a_majority_what_needs_none_answers_and_the_rest_is_refused(
         assert (said.status, "nothing to hand over" in said.err) == (1, True)
         assert say(last, "raft", "snapshot", "save", tmp_path / "copy.db").status == 0
         assert say(last, "down", "--jobs").status == 0
-        assert time.monotonic() - began < 10
+        assert time.monotonic() - began < 25
 
 
 @contextmanager

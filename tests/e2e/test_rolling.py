@@ -167,7 +167,7 @@ def swarmd(program: Path, node: Node, *args: str) -> Said:
     done = subprocess.run(
         [sys.executable, "-m", "swarmd", *args],
         env=environment({"SWARMD_DATA_DIR": str(node.data_dir), "PYTHONPATH": str(program)}),
-        cwd=program, timeout=30, check=False, stdin=subprocess.DEVNULL, capture_output=True,
+        cwd=program, timeout=120, check=False, stdin=subprocess.DEVNULL, capture_output=True,
         text=True,
     )  # fmt: skip
     return Said(done.returncode, done.stdout, done.stderr)

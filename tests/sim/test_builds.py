@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
@@ -10,8 +10,11 @@ from swarmd.cluster.handle import Hosted
 from swarmd.control.attendance import LEASE_S, OFFLINE_S, SILENT_S
 from swarmd.domain.actors import Actor
 from swarmd.domain.builds import Control, Outcome
+from swarmd.domain.packages import parse_all
 from swarmd.ops import builds, queueing
 from swarmd.ops.builds import BuilderSays, BuildFilter
+from swarmd.ops.events import list_events
+from swarmd.ops.trees import Meant, literal
 from swarmd.sim.bottle import Bottle
 from swarmd.sim.builders import DRONE, Builder
 from swarmd.state.build_queries import BuildCounts, CountBuilds, ListBuilders, ViewBinHost
@@ -39,7 +42,11 @@ async def until(bottle: Bottle, holds: Callable[[BuildCounts], bool], within_s: 
 
 
 async def queue(bottle: Bottle, *names: str) -> None:
-    await ask(bottle, lambda c: queueing.enqueue(c, ADMIN, names, "a session", "session-1"))
+    await ask(bottle, lambda c: queueing.enqueue(c, ADMIN, meant(names), "s", "session-1"))
+
+
+def meant(names: Sequence[str]) -> Meant:
+    return literal(parse_all(names))
 
 
 def says(name: str, task: str | None = None) -> BuilderSays:
@@ -111,7 +118,7 @@ async def test_what_a_silent_drone_holds_goes_back(bottle: Bottle) -> None:
     assert told.stop == NAMES[0] and told.revoked == (NAMES[0],)
     events, _ = await ask(
         bottle,
-        lambda c: builds.list_events(c, ("BuilderChanged",), limit=10, since=0),
+        lambda c: list_events(c, ("BuilderChanged",), limit=10, since=0),
     )
     assert [event.body.what for event in events] == ["online", "offline", "online", "joined"]  # type: ignore[union-attr]
 
@@ -168,6 +175,41 @@ async def test_a_new_leader_takes_nothing_from_those_it_has_not_heard_of_yet(
     await trio.sleep(OFFLINE_S - 10)
     assert (await counts(bottle)).delegated == 1
     await until(bottle, lambda n: n.needed == 1, 40)
+
+
+@bottled(103)
+async def test_two_who_want_the_same_at_once_get_it_once(bottle: Bottle) -> None:
+    await bottle.populate("a", "b", "c")
+    found: dict[str, tuple[int, int]] = {}
+
+    async def ask_for(name: str, names: list[str]) -> None:
+        def wanted(cluster: Hosted) -> Awaitable[queueing.Queued]:
+            return queueing.enqueue(cluster, ADMIN, meant(names), name, f"session-{name}")
+
+        queued = await bottle.request(name, wanted)
+        found[name] = len(queued.packages), len(queued.known)
+
+    many = [f"app-misc/m{n}-1" for n in range(150)]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask_for, "a", many)
+        nursery.start_soon(ask_for, "b", [*many, "app-misc/more-1"])
+    assert (await counts(bottle)).needed == 151
+    assert sum(new for new, _ in found.values()) == 151
+    assert all(new + known == 150 + (name == "b") for name, (new, known) in found.items())
+
+
+@bottled(104)
+async def test_a_drone_that_is_offline_gets_nothing_until_it_is_back(bottle: Bottle) -> None:
+    await bottle.populate("a", "b", "c")
+    await register(bottle, "one")
+    await trio.sleep(OFFLINE_S + 20)
+    await queue(bottle, NAMES[0])
+    assert await work(bottle, "one") is None
+    await register(bottle, "one")
+    with trio.fail_after(15):
+        while (got := await work(bottle, "one")) is None:
+            await trio.sleep(1)
+    assert got == NAMES[0]
 
 
 @bottled(75)

@@ -21,7 +21,7 @@ from swarmd.domain.actors import Actor
 from swarmd.domain.binpkgs import BinPkg
 from swarmd.domain.builds import Outcome
 from swarmd.domain.jobs import AttemptId, AttemptStatus, Installed, JobId, JobKind, JobSpec
-from swarmd.domain.packages import split
+from swarmd.domain.packages import parse_all, split
 from swarmd.domain.trees import TREE
 from swarmd.drivers.frames import AttemptOrder, Ended
 from swarmd.drivers.portage import Description, Portage, PortageSettings
@@ -29,6 +29,7 @@ from swarmd.ops import queueing
 from swarmd.ops.builds import BuildFilter
 from swarmd.ops.own_builds import OwnCounter
 from swarmd.ops.queueing import DISCONNECT_S
+from swarmd.ops.trees import literal
 from swarmd.sim.workers import Workers, open_agent
 from swarmd.sim.world import Host, World
 from swarmd.state.build_commands import StagePackage
@@ -139,7 +140,7 @@ class Builders(Workers):
             30, "the version that has builds",
         )  # fmt: skip
         replica = self.world.replica(self.world.up()[0])
-        await queueing.enqueue(replica, ADMIN, names, "a session", "session-1")
+        await queueing.enqueue(replica, ADMIN, literal(parse_all(names)), "s", "session-1")
 
     async def counts(self) -> BuildCounts:
         with local_reads():

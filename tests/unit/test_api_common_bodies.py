@@ -98,6 +98,47 @@ async def test_what_is_not_a_job_is_refused(body: bytes) -> None:
         await read(body)
 
 
+@pytest.mark.parametrize(
+    "body",
+    [b'{"type": "a", "x": "\xff"}', b'{"type": "a", "\xff": 1}', b'{"type": "a", "x": "\xe2\x82"}',
+     b'{"type": "a", "x": "\xed\xa0\x80"}', b'{"type": "a", "x": "' + b"y" * 70_000 + b'\xff"}',
+     b'{"type": "a", "x": "' + "\u00e4".encode() * 300_000 + b'\xc3"}'],
+)  # fmt: skip
+async def test_a_body_is_utf8_whoever_reads_it(body: bytes) -> None:
+    for kind in (Job, dict[str, Any], dict[str, msgspec.Raw]):
+        with pytest.raises(Invalid, match=r"is not UTF-8: byte \d+ is 0x..; send JSON in UTF-8"):
+            await read(body, kind)
+    with pytest.raises(Invalid, match="the body is not UTF-8"):
+        await read_json_array(request(b"[{}, " + body + b"]"), Job, count_max=10)
+
+
+async def test_a_character_may_lie_across_what_is_looked_at_in_one_turn() -> None:
+    for shift in range(4):
+        body = '{"type": "a", "x": "' + "y" * shift + "\U0001f600" * 200_000 + '"}'
+        assert await read(body) == Job("a")
+
+
+LONG = b"y" * 300_000
+
+
+@pytest.mark.parametrize(
+    ("body", "why"),
+    [(b'{"type": "\\ud800"}', r"\ud800 is half of a character"),
+     (b'{"type": "a\\\\\\udc00bcdefghijk"}', r"\udc00 is half of a character"),
+     (b'{"x": "\\ud83d\\ude00\\ud83dbcdefghijk"}', r"\ud83d is half of a character"),
+     (b'{"x": "' + LONG + b'\\ud800"}', r"\ud800 is half of a character near byte 300007"),
+     (b'{"x": "' + LONG + b'\\udc00"}', r"\udc00 is half of a character near byte 262151"),
+     (b'{"x": "\\\\ud800"', "it ends in the middle"),
+     (b'{"x": "\\ud83d\\ude00", "y"', "it ends in the middle"),
+     (b"nonsense", "invalid character (byte 4)"),
+     (b'{"type": "a",}', "trailing comma in object (byte 13)")],
+)  # fmt: skip
+async def test_what_is_not_json_is_told_in_plain_words(body: bytes, why: str) -> None:
+    with pytest.raises(Invalid) as refused:
+        await read(body)
+    assert refused.value.message == f"the body is not JSON: {why}"
+
+
 async def test_a_deep_body_that_is_wanted_as_anything_is_refused_too() -> None:
     for depth in (10_000, 100_000):
         for kind in (object, dict[str, object], list[object]):
@@ -323,6 +364,9 @@ def hostile() -> Iterator[Any]:
     yield case("wide", b'{"type":"a","output":{"stdout":"' + "€".encode() * 2 * MIB + b'"}}')
     yield case("one character of four bytes", b'{"type":"a","output":{"stdout":"'
                + b"x" * 8 * MIB + "\U0001f600".encode() + b'"}}')  # fmt: skip
+    yield case("no UTF-8", b'{"type":"a","x":"' + "€".encode() * 2 * MIB + b'\xff"}')
+    yield case("half a character", b'{"type":"' + b"\\\\" * 30_000 + b'\\ud800"}')
+    yield case("half a character unknown", b'{"x":"\\ud800"' + b',"":""' * 43_000 + b"}")
     yield case("8 MiB unknown", b'{"type":"a","x":"' + b"x" * 8 * MIB + b'"}')
     yield case("long text and many members", b'{"type":"a","output":{"stdout":"' + half
                + b'"},"x":[' + b"1," * 125_000 + b"1]}")  # fmt: skip

@@ -199,6 +199,12 @@ async def test_what_commits_is_shielded_from_a_client_that_goes() -> None:
         await world.empty()
 
 
+async def test_what_takes_too_long_to_commit_is_answered_as_such() -> None:
+    async with serving() as world:
+        late = await world.get("/commit/late")
+        assert (late.status, b"not done within 0.05 s" in late.body) == (503, True), late.body
+
+
 @pytest.mark.parametrize("path", [b"/follow", b"/hot/follow"])
 async def test_a_stream_ends_with_its_client_and_with_its_source(path: bytes) -> None:
     async with serving() as world:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gzip
 import os
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -31,14 +31,14 @@ from swarmd.control.members import VoterSettings
 from swarmd.control.upkeep import UpkeepSettings
 from swarmd.domain.actors import SYSTEM
 from swarmd.domain.binpkgs import BinPkg, path_of
-from swarmd.domain.builds import Outcome
-from swarmd.domain.errors import Conflict, Invalid, NotFound, SwarmError, Unavailable
+from swarmd.domain.builds import STAGED_MAX, Control, Outcome
+from swarmd.domain.errors import Busy, Conflict, Invalid, NotFound, SwarmError, Unavailable
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Node
 from swarmd.drivers import gpkg
 from swarmd.drivers.openpgp import PublicKey, SigningKey
 from swarmd.ops import binhost, builds, queueing, signing
-from swarmd.ops.binhost import Host, Index
+from swarmd.ops.binhost import UPLOADS_MAX, UPLOADS_OF_ONE_MAX, Host, Index
 from swarmd.ops.builds import BuilderSays
 from swarmd.state.commands import VERSION
 from swarmd.state.queries import FindBlob, FindSecret
@@ -70,24 +70,39 @@ class Place:
         return PublicKey.load((await signing.public_key(self.cluster)).armored.encode())
 
     async def stage(
-        self, file: Path, cpv: str, builder: str = "", bytes_max: int = 64 * MIB
+        self, file: Path, cpv: str, builder: str = "", bytes_max: int = 64 * MIB, build: str = ""
     ) -> BinPkg:
-        data = await trio.Path(file).read_bytes()
+        chunks = Upload(await trio.Path(file).read_bytes())
+        return await self.take(chunks, f"{cpv}{build}.gpkg.tar", builder, bytes_max)
 
-        async def chunks() -> AsyncIterator[bytes]:
-            for at in range(0, len(data), 4096):
-                yield data[at : at + 4096]
-
-        path = f"{cpv}.gpkg.tar"
+    async def take(
+        self, chunks: AsyncIterator[bytes], path: str, builder: str, bytes_max: int = 64 * MIB
+    ) -> BinPkg:
         return await binhost.stage(
-            self.cluster, SYSTEM, builder, path, chunks(), self.staging, bytes_max
+            self.cluster, SYSTEM, builder, path, chunks, self.staging, bytes_max
         )
+
+    async def register(self, *names: str) -> None:
+        for name in names:
+            says = BuilderSays(name, name, ("10.0.0.1",), 1, 1 << 30, True, "", "1", None, {})
+            await builds.register(self.cluster, SYSTEM, says)
+
+    async def give(self, cpv: str, *names: str) -> None:
+        """The drones hold the package, one of which there is for each."""
+        await self.register(*names)
+        await self._queue((cpv,))
+        for name in names:
+            work = await builds.work(self.cluster, SYSTEM, name, 1)
+            assert work.package == cpv
+
+    async def _queue(self, cpvs: Sequence[str]) -> None:
+        meant = await queueing.look_up(self.cluster, cpvs)
+        await queueing.enqueue(self.cluster, SYSTEM, meant, "s", f"session-{cpvs[0]}")
 
     async def build(self, *cpvs: str, **said: bytes) -> list[BinPkg]:
         """As a drone would."""
-        says = BuilderSays(DRONE, DRONE, ("10.0.0.1",), 1, 1 << 30, True, "", "1", None, {})
-        await builds.register(self.cluster, SYSTEM, says)
-        await queueing.enqueue(self.cluster, SYSTEM, cpvs, "s", f"session-{cpvs[0]}")
+        await self.register(DRONE)
+        await self._queue(cpvs)
         made = []
         for cpv in cpvs:
             await builds.work(self.cluster, SYSTEM, DRONE, 1)
@@ -104,6 +119,34 @@ class Place:
 
     def left(self) -> list[Path]:
         return [*self.staging.iterdir()] if self.staging.exists() else []
+
+    def blobs(self) -> list[Path]:
+        return [path for path in (self.folder / "blobs").rglob("*") if path.is_file()]
+
+
+class Upload:
+    """A body, of which it is known how much was taken; a part of it may be long in coming."""
+
+    def __init__(self, data: bytes, slow: bool = False) -> None:
+        self.taken = 0
+        self.begun = trio.Event()
+        self.goes_on = trio.Event()
+        self._data = data
+        if not slow:
+            self.goes_on.set()
+
+    def __aiter__(self) -> Upload:
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self.begun.is_set():
+            await self.goes_on.wait()
+        self.begun.set()
+        chunk = self._data[self.taken : self.taken + 4096]
+        self.taken += len(chunk)
+        if not chunk:
+            raise StopAsyncIteration
+        return chunk
 
 
 Opens = Callable[..., AbstractAsyncContextManager[Place]]
@@ -311,7 +354,114 @@ async def test_what_is_no_package_of_its_path_leaves_nothing(place: Opens, tmp_p
             await a.stage(file, "app-misc/p-1")
         with pytest.raises(Conflict, match="does not hold"):
             await a.stage(package(tmp_path / "p", "app-misc/p-1"), "app-misc/p-1", "nobody")
-        assert not a.left()
+        assert not a.left() and not a.blobs()
+
+
+async def test_what_a_builder_does_not_hold_is_refused_before_it_is_received(
+    place: Opens, tmp_path: Path
+) -> None:
+    async with place("a") as a:
+        await a.give("app-misc/p-1", DRONE)
+        await a.register("bad")
+        file = package(tmp_path / "p", "app-misc/p-1", image=os.urandom(MIB))
+        for builder, path in (
+            ("bad", "app-misc/p-1.gpkg.tar"), (DRONE, "app-misc/p-2.gpkg.tar"),
+            (DRONE, "app-misc/p-10.gpkg.tar"), (DRONE, "other/p-1.gpkg.tar"),
+        ):  # fmt: skip
+            upload = Upload(file.read_bytes())
+            with pytest.raises(Conflict, match=f"does not hold what {path} is a file of"):
+                await a.take(upload, path, builder)
+            assert upload.taken == 0
+        # What the path lets through is looked at before it is signed.
+        other = package(tmp_path / "q", "app-misc/p-1-r1", image=os.urandom(MIB))
+        with pytest.raises(Conflict, match="does not hold app-misc/p-1-r1"):
+            await a.stage(other, "app-misc/p-1-r1", DRONE)
+        assert not a.left() and not a.blobs() and a.store.total_bytes == 0
+        assert await a.cluster.read(FindSecret(signing.SECRET)) is None, "nothing was signed"
+        await a.stage(file, "app-misc/p-1", DRONE, build="-1")
+        assert len(a.blobs()) == 1 and not a.left()
+
+
+async def test_what_is_taken_back_while_it_is_sent_leaves_nothing(
+    place: Opens, tmp_path: Path
+) -> None:
+    async with place("a") as a:
+        await a.give("app-misc/p-1", DRONE)
+        data = package(tmp_path / "p", "app-misc/p-1").read_bytes()
+        upload = Upload(data, slow=True)
+
+        async def send() -> None:
+            with pytest.raises(Conflict, match="does not hold app-misc/p-1"):
+                await a.take(upload, "app-misc/p-1.gpkg.tar", DRONE)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            await upload.begun.wait()
+            await builds.control(a.cluster, SYSTEM, Control.RECLAIM, DRONE)
+            upload.goes_on.set()
+        assert upload.taken == len(data) and not a.left() and not a.blobs()
+
+
+async def test_who_has_too_much_in_staging_sends_no_more(place: Opens, tmp_path: Path) -> None:
+    async with place("a") as a:
+        await a.give("app-misc/p-1", DRONE)
+        file = package(tmp_path / "p", "app-misc/p-1")
+        for number in range(STAGED_MAX):
+            await a.stage(file, "app-misc/p-1", DRONE, build=f"-{number}")
+        upload = Upload(file.read_bytes())
+        with pytest.raises(Busy, match=f"{STAGED_MAX} files are in staging"):
+            await a.take(upload, "app-misc/p-1-x.gpkg.tar", DRONE)
+        assert upload.taken == 0 and not a.left() and len(a.blobs()) == 1
+
+
+async def test_so_many_uploads_are_under_way_at_once(place: Opens, tmp_path: Path) -> None:
+    async with place("a") as a:
+        await a.give("app-misc/p-1", DRONE)
+        data = package(tmp_path / "p", "app-misc/p-1").read_bytes()
+        path = "app-misc/p-1.gpkg.tar"
+        sent: list[Upload] = []
+
+        async def refused(builder: str, words: str) -> None:
+            upload = Upload(data)
+            with pytest.raises(Busy, match=words) as busy:
+                await a.take(upload, path, builder)
+            assert busy.value.retry_after_s > 0 and upload.taken == 0
+
+        async with trio.open_nursery() as nursery:
+
+            async def begin(builder: str) -> None:
+                sent.append(Upload(data, slow=True))
+                nursery.start_soon(a.take, sent[-1], path, builder)
+                await sent[-1].begun.wait()
+
+            for _ in range(UPLOADS_OF_ONE_MAX):
+                await begin(DRONE)
+            await refused(DRONE, "uploads of this builder")
+            for _ in range(UPLOADS_MAX - UPLOADS_OF_ONE_MAX):
+                await begin("")
+            await refused("", "through this node")
+            assert len(a.left()) == UPLOADS_MAX
+            for upload in sent:
+                upload.goes_on.set()
+        await a.take(Upload(data), path, DRONE)
+        # Nor does one that breaks off keep its place.
+        for _ in range(UPLOADS_OF_ONE_MAX + 1):
+            with pytest.raises(Invalid):
+                await a.take(Upload(data[:5000]), path, DRONE)
+        assert not a.left() and len(a.blobs()) == 1
+
+
+async def test_junk_of_one_drone_takes_no_room_from_another(place: Opens, tmp_path: Path) -> None:
+    async with place("a", blobs_bytes_max=4 * MIB) as a:
+        await a.give("app-misc/p-1", "good")
+        await a.register("bad")
+        for number in range(4):
+            junk = package(tmp_path / f"{number}", "app-misc/p-1", image=os.urandom(2 * MIB))
+            with pytest.raises(Conflict, match="does not hold"):
+                await a.stage(junk, "app-misc/p-1", "bad")
+        file = package(tmp_path / "p", "app-misc/p-1", image=os.urandom(2 * MIB))
+        pkg = await a.stage(file, "app-misc/p-1", "good")
+        assert a.store.total_bytes == pkg.size_bytes
 
 
 async def test_a_full_store_refuses_and_nothing_is_left(place: Opens, tmp_path: Path) -> None:

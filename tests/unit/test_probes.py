@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def test_the_line_runs_here(shell: list[str], tmp_path: Path) -> None:
     assert "\n" not in line
     probed = read_probe(_run([*shell, "-c", line]))
     assert probed.cores == os.cpu_count() and probed.uptime_s > 0
-    assert probed.service is ServiceState.UP and not probed.emerge_running
+    assert probed.service is ServiceState.UP
     assert [each is None for each in probed.disk_percent] == [False, False, True]
     assert 0 < probed.memory_percent < 100
 
@@ -68,6 +69,63 @@ def test_a_build_that_runs_is_seen(tmp_path: Path, name: str) -> None:
     with subprocess.Popen([script], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stdin is not None
         assert process.stdout.readline() == b"started\n"
+        assert read_probe(_run(["sh", "-c", probe_command()])).emerge_running
+        process.stdin.write(b"\n")
+
+
+PYTHON = ("python3.11", 0)
+
+
+@pytest.mark.parametrize("shell", SHELLS, ids=lambda shell: shell[0])
+@pytest.mark.parametrize(
+    ("comm", "uid", "arguments", "builds"),
+    [
+        ("emerge", 250, ["whatever"], True), ("ebuild.sh", 250, [], True),
+        (*PYTHON, ["python3.11", "/usr/bin/emerge", "-1", "app-misc/hello"], True),
+        (*PYTHON, ["/usr/bin/python3.11", "-b", "-W", "ignore", "-Xdev", "/x/ebuild"], True),
+        ("pypy3", 0, ["pypy3", "emerge"], True),
+        (*PYTHON, ["python3.11", "-W", "emerge", "/usr/bin/other", "/usr/bin/emerge"], False),
+        (*PYTHON, ["python3.11", "/usr/bin/emerge-logs"], False),
+        (*PYTHON, ["python3.11", "/usr/bin/other", "emerge"], False),
+        (*PYTHON, ["python3.11", "-c", "emerge", "/usr/bin/emerge"], False),
+        (*PYTHON, ["python3.11", "-Im", "emerge", "/usr/bin/emerge"], False),
+        (*PYTHON, ["python3.11"], False), (*PYTHON, [], False),
+        (*PYTHON, ["python3.11", "$(echo emerge 1)\nemerge", "*"], False),
+        ("python3", 12345, ["python3", "/usr/bin/emerge"], False),
+        ("vim", 0, ["vim", "/usr/bin/emerge"], False),
+        ("a 'b' $(c)", 0, ["emerge"], False), ("*", 0, ["emerge"], False),
+    ],
+)  # fmt: skip
+def test_what_a_process_runs_tells_of_a_build(
+    shell: list[str], tmp_path: Path, comm: str, uid: int, arguments: list[str], builds: bool
+) -> None:
+    """Beside processes of a shell and of Python, and one that has gone meanwhile."""
+    lay_process(tmp_path / "1", "sh", 0, ["sh", "emerge"])
+    lay_process(tmp_path / "2", "python3", 0, ["python3", "/usr/bin/other"])
+    lay_process(tmp_path / "3", comm, uid, arguments)
+    lay_process(tmp_path / "4", "python3", 0, ["python3"])
+    (tmp_path / "5").mkdir()
+    line = probe_command().replace("/proc/[0-9]*", f"{tmp_path}/[0-9]*")
+    assert str(tmp_path) in line
+    assert read_probe(_run([*shell, "-c", line])).emerge_running is builds
+
+
+def lay_process(folder: Path, comm: str, uid: int, arguments: list[str]) -> None:
+    folder.mkdir()
+    (folder / "comm").write_text(f"{comm}\n")
+    (folder / "status").write_text(f"Name:\t{comm}\nState:\tS (sleeping)\nUid:\t{uid}\t0\t0\t0\n")
+    (folder / "cmdline").write_text("".join(f"{each}\0" for each in arguments))
+
+
+def test_a_build_is_seen_whose_python_was_told_the_script(tmp_path: Path) -> None:
+    (tmp_path / "python3.11").symlink_to(sys.executable)
+    script = tmp_path / "emerge"
+    script.write_text("print('started', flush=True)\ninput()\n")
+    command = [tmp_path / "python3.11", "-I", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdin is not None
+        assert process.stdout.readline() == b"started\n"
+        assert Path(f"/proc/{process.pid}/comm").read_text() == "python3.11\n"
         assert read_probe(_run(["sh", "-c", probe_command()])).emerge_running
         process.stdin.write(b"\n")
 

@@ -42,6 +42,7 @@ from swarmd.domain.jobs import (
     GroupId,
     Installed,
     Job,
+    JobFilter,
     JobId,
     JobKind,
     JobSpec,
@@ -145,6 +146,29 @@ def state() -> Iterator[Builds]:
 )
 def test_a_builder_that_holds_nothing_gets_by_its_cores(cores: int, gets: int) -> None:
     assert prefetch(cores) == gets
+
+
+def test_the_queue_has_since_when_a_builder_holds_each(state: Builds) -> None:
+    def given() -> int | None:
+        (job,) = state.ask(q.ListJobs(JobFilter(JobKind.PACKAGE)))
+        assert len(job.attempts) <= 1
+        return job.attempts[0].assigned_at if job.attempts else None
+
+    one = state.builder("one")
+    state.queue(PACKAGE)
+    assert given() is None
+    taken = state.now
+    assert state.take(one) == [PACKAGE] and given() == taken
+    state.now += 5000
+    state.apply(b.StartBuild(one, PACKAGE))
+    assert given() == taken
+    state.say(one, Outcome.RETURNED)
+    assert given() is None
+    taken = state.now
+    assert state.take(one) == [PACKAGE] and given() == taken
+    state.now += 5000
+    assert state.say(one, Outcome.BUILT) and given() == taken
+    assert all(not job.attempts for job in state.ask(q.ListJobs(JobFilter())))
 
 
 def test_packages_go_out_in_their_order_and_come_back_built(state: Builds) -> None:
@@ -337,6 +361,11 @@ def test_work_of_the_silent_goes_back_and_one_that_kills_builders_is_put_aside(
         assert state.apply(b.ReclaimBuilds((attempt,), "silent", True, 1)) == 0
     assert state.counts() == (0, 0, 0, 0, 1)
     assert state.package().attempts[-1].status is AttemptStatus.TIMEOUT
+    state.control(Control.RETRY_FAILURES)
+    assert state.take(one) == [PACKAGE]
+    attempt = state.view(one).held[0].attempt_id
+    state.apply(b.ReclaimBuilds((attempt,), "silent", True, 1))
+    assert state.counts() == (1, 0, 0, 0, 0), "what was counted is since it was tried anew"
 
 
 def test_a_control_touches_no_more_than_its_limit_and_says_what_is_left(state: Builds) -> None:
@@ -391,6 +420,43 @@ def test_a_session_is_over_when_nothing_is_needed_or_held(state: Builds) -> None
     state.apply(c.PruneJobs(state.now + 1, 100, 1))
     assert state.ask(bq.ListSessions(10)) == []
     assert len(state.ask(bq.ListBuilds(bq.BuildFilter()))) == 2, "the history is kept"
+
+
+def test_a_session_tells_of_what_is_forgotten_of_it_too(state: Builds) -> None:
+    group = Group(GroupId("session-1"), GroupKind.SESSION, labels={"name": "world"})
+    state.apply(c.CreateGroup(group))
+    state.queue("a/one-1", "a/two-1", "a/three-1", session="session-1")
+    one = state.builder("one")
+    state.take(one)
+    state.say(one, Outcome.BUILT, "a/one-1")
+    built_at = state.now
+    state.take(one)
+    state.say(one, Outcome.MASKED, "a/two-1")
+    state.control(Control.CLEAR_FAILURES)
+    state.now += 1000
+    (before,) = state.ask(bq.ListSessions(10))
+    assert (before.needed, before.received, before.dropped) == (1, 1, 1)
+    assert state.apply(c.PruneJobs(state.now, 100, 1)) == 2
+    (after,) = state.ask(bq.ListSessions(10))
+    assert after == before
+    state.control(Control.BLOCK, "a/three-1")
+    (over,) = state.ask(bq.ListSessions(10))
+    assert (over.received, over.dropped, over.ended_at) == (1, 1, built_at)
+
+
+def test_a_session_that_has_no_package_is_over_and_goes(state: Builds) -> None:
+    """Another request had queued all that it was for."""
+    for name in ("empty", "other"):
+        state.apply(c.CreateGroup(Group(GroupId(name), GroupKind.SESSION)))
+    state.queue(PACKAGE, session="other")
+    began = state.now
+    other, empty = state.ask(bq.ListSessions(10))
+    assert (empty.ended_at, other.ended_at) == (began, None)
+    state.apply(c.PruneJobs(began, 100, 1))
+    assert len(state.ask(bq.ListSessions(10))) == 2
+    state.now += 1000
+    state.apply(c.PruneJobs(state.now, 100, 1))
+    assert [view.group.id for view in state.ask(bq.ListSessions(10))] == ["other"]
 
 
 def test_estimates_are_of_the_package_else_its_category_else_all(state: Builds) -> None:
@@ -459,7 +525,11 @@ def test_a_host_that_was_set_up_anew_takes_its_name_once_the_old_one_is_gone(
     with pytest.raises(Conflict, match="another node is called one"):
         state.apply(put)
     state.apply(b.NotePresence((), (one,), 1))
+    state.apply(b.NoteBuilder(one, True, HostSort.BARE_METAL))
     state.apply(put)
+    kept = state.view(anew).builder
+    assert (kept.paused, kept.sort) == (True, HostSort.BARE_METAL), "an operator said so"
+    state.apply(b.NoteBuilder(anew, False))
     assert [view.node.id for view in state.ask(bq.ListBuilders())] == [anew]
     assert state.counts() == (1, 0, 0, 0, 0) and state.take(anew) == [PACKAGE]
     assert state.apply(b.FinishBuild(one, PACKAGE, Outcome.BUILT)).job is None
@@ -529,6 +599,31 @@ def test_packages_that_wait_for_others_are_needed_and_not_given_out(state: Build
     state.say(one, Outcome.BUILT)
     state.apply(c.SettleDependents(10, 1))
     assert state.take(one, 16) == ["a/after-1"]
+
+
+def test_a_package_is_queued_once(state: Builds) -> None:
+    """Whoever asks for it again is told as which job it is there, and what waits for it waits for
+    that one."""
+    state.queue(PACKAGE)
+
+    def again(name: str, package: str, *waits_for: str) -> c.NewJob:
+        spec = JobSpec(
+            package, Installed("emerge"), kind=JobKind.PACKAGE,
+            depends_on=tuple(JobId(each) for each in waits_for),
+        )  # fmt: skip
+        return c.NewJob(JobId(name), spec)
+
+    known, new, twice = state.apply(c.SubmitJobs((
+        again("known", PACKAGE), again("new", "a/new-1", "known"), again("twice", "a/new-1"),
+    )))  # fmt: skip
+    assert (known.code, known.facts) == ("conflict", {c.QUEUED_AS: f"job {PACKAGE}"})
+    assert (twice.code, twice.facts) == ("conflict", {c.QUEUED_AS: "new"})
+    assert (new.spec.depends_on, new.waits) == ((f"job {PACKAGE}",), "dependencies")
+    one = state.builder("one")
+    assert state.take(one, 8) == [PACKAGE]
+    state.say(one, Outcome.BUILT)
+    (anew,) = state.apply(c.SubmitJobs((again("anew", PACKAGE),)))
+    assert anew.id == "anew", "what was received may be wanted again"
 
 
 def test_what_is_in_the_queue_is_found(state: Builds) -> None:
@@ -635,6 +730,19 @@ def test_what_was_staged_for_another_end_is_dropped_or_in_the_end_all_of_it(stat
     assert state.blob(late.sha256) == (0, True)
 
 
+@pytest.mark.parametrize("lost", [True, False])
+def test_what_was_staged_of_what_goes_back_is_dropped(state: Builds, lost: bool) -> None:
+    state.queue(PACKAGE)
+    one = state.builder("one")
+    state.take(one)
+    staged = state.stage(one, PACKAGE)
+    (held,) = state.view(one).held
+    state.apply(b.ReclaimBuilds((held.attempt_id,), "it is silent", lost, 1))
+    assert state.blob(staged.sha256) == (0, True)
+    assert state.take(one) == [PACKAGE]
+    assert state.apply(b.FinishBuild(one, PACKAGE, Outcome.BUILT)).job.status is JobStatus.PENDING
+
+
 def test_staging_of_one_builder_is_bounded(state: Builds) -> None:
     state.queue(PACKAGE)
     one = state.builder("one")
@@ -644,6 +752,7 @@ def test_staging_of_one_builder_is_bounded(state: Builds) -> None:
         state.apply(b.StagePackage(one, f"f{number}", pkg))
     with pytest.raises(Busy):
         state.apply(b.StagePackage(one, "one more", pkg))
+    state.apply(b.StagePackage(one, "f0", pkg))  # the same once more
 
 
 def test_what_an_operator_staged_is_for_whoever_builds_it(state: Builds) -> None:

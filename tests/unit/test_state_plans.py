@@ -56,6 +56,7 @@ from swarmd.state import payload_queries as pq
 from swarmd.state import queries as q
 from swarmd.state import terminal_commands as t
 from swarmd.state import terminal_queries as tq
+from swarmd.state.event_queries import Only
 from swarmd.state.machine import RULES
 from tests.unit.test_state_jobs import HOUR_MS, SHA, State
 
@@ -93,6 +94,7 @@ BOUNDED = (
     " builds ORDER BY id DESC LIMIT",
     "SELECT count(*) FROM (SELECT 1 FROM builds LIMIT",
     "SELECT g.body FROM build_sessions s",
+    "SELECT s.id, g.body FROM build_sessions s JOIN groups g ON g.id = s.id ORDER BY s.n LIMIT",
     # What is held at present is walked through, in an index that has nothing else.
     "SELECT DISTINCT node_id FROM attempts WHERE active = 1",
 )
@@ -250,6 +252,7 @@ def build(state: State) -> None:
     state.apply(b.DropStaged(state.now + 1, 10, 1))
     state.apply(b.ControlBuilds(Control.BLOCK, 10, names[-1]))
     state.apply(b.TakeBuilds(two, 1))
+    assert any(job.attempts for job in state.ask(q.ListJobs(JobFilter(JobKind.PACKAGE))))
     for lost in (False, True):
         (job,) = state.apply(b.TakeBuilds(one, 1))
         attempt = state.job(job.id).attempt_id
@@ -320,6 +323,7 @@ def log_in(state: State, node_id: NodeId) -> None:
         state.apply(t.BeginTerminal(began))
         state.apply(t.EndTerminal(id, TerminalEnd.EXITED, 0, SHA))
         state.now += KEPT_MS + 1
+    state.apply(t.ForgetTerminals(state.now, 10, 1))
 
 
 def ask_everything(state: State) -> list[object]:
@@ -338,16 +342,18 @@ def ask_everything(state: State) -> list[object]:
         q.CountJobs(JobKind.BINARY), q.ListTotals(JobKind.BINARY), q.ViewPlacement(8, 200),
         q.ListDuties("n1"), q.ListDuties("n1", (AttemptId(1), AttemptId(2))), q.ListClaims(),
         q.ListLately(("PackageBuilt",), 10, 100),
+        q.ListLately(("PackageBuilt",), 10, 100, only=Only("PackageBuilt", "ok", (True,))),
         q.ListNodes(), q.GetTrust(), q.FindSecret("k"), q.CompletedBy(), q.UsageOf("n1"),
         q.GetSetting("a"),
         q.FindBlob(SHA), q.ListEvents(0), q.GetStanding(), q.FindOutcomes(1, 1, (1, 2)),
         q.LastBoot(1),
         q.ListHolders(SHA), q.ViewLeases(), q.FindHold("n1"), q.ListMemberIds(),
         bq.CountBuilds(), bq.FindBuilder("builder/one"), bq.FindBuilder("", "one"),
-        bq.ListBuilders(), bq.AnythingFor("builder/one", 0, 8),
+        bq.ListBuilders(), bq.ListBuilderNodes(), bq.AnythingFor("builder/one", 0, 8),
         bq.AnythingFor("builder/sweeper-two", 0, 8), bq.ListHeldBuilds(),
         *(bq.ListBuilds(bq.BuildFilter(ok, name)) for ok in (None, True) for name in (None, "x")),
         bq.ViewBinHost(), bq.FindBinPkg("a"), bq.ListBinPkgs("a/p"), bq.BinHostAt(),
+        bq.ViewStaging("builder/one"),
         *(pq.ListPayloads(sort) for sort in (None, PayloadSort.CONFIG)),
         pq.FindPayload(PayloadSort.CONFIG, "1"), pq.FindPlace(PayloadSort.CONFIG, "builder/one"),
         *(pq.ListPlaces(sort) for sort in (None, PayloadSort.CONFIG)),
@@ -358,6 +364,7 @@ def ask_everything(state: State) -> list[object]:
         bq.FailedBy("left"),
         care_queries.ListCare(),
         tq.ListTerminals(), tq.FindTerminal("first"), tq.ListOpenTerminals(NodeId("n1")),
+        tq.OldestTerminal(),
     )  # fmt: skip
     asked: list[object] = [*map(q.ListJobs, filters), *one]
     for query in asked:

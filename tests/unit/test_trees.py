@@ -97,11 +97,21 @@ def test_another_nodes_answer_is_checked(plan: Plan, refusal: type[SwarmError], 
 
 
 def test_another_nodes_words_are_cut_to_size() -> None:
-    stands = (Stands(("a/b-1",), known=False), Stands(("a/c-2", "a/b-1"), ("x",) * 500))
+    notes = tuple(map(str, range(500)))
+    stands = (Stands(("a/b-1",), known=False), Stands(("a/c-2", "a/b-1"), notes))
     meant = _meant(WANTS, Plan(stands, "2026" * 50))
     assert meant.packages == ("a/b-1", "a/c-2") and meant.known == {"a/b-1", "a/c-2"}
     assert len(meant.notes) == NOTES_MAX and len(meant.tree_at) == 64
     assert _meant(WANTS, Plan(stands, "a\nb")).tree_at == ""
+
+
+def test_a_note_is_said_once() -> None:
+    stands = Stands(("a/b-1",), ("a/b-1 is masked here", "other")), Stands((), ("other",))
+    wants, plan = parse_all(["a/b", "@world", "@world"]), Plan((*stands, stands[1]), notes=("p",))
+    said = ("p", "a/b-1 is masked here", "other", "@world stands for no package here")
+    assert _meant(wants, plan).notes == said
+    many = Stands(("a/b-1",), ("x",) * 500), Stands(("a/c-1",), ("y",))
+    assert _meant(WANTS, Plan(many)).notes == ("x", "y")
 
 
 def drone(tree_at: str, name: str = "d") -> Builder:

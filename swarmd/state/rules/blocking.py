@@ -22,6 +22,7 @@ from swarmd.state.rules.dependents import give_up
 from swarmd.state.rules.jobs import Held, held_by_seq, make_ready, put_result
 from swarmd.state.rules.spans import count_move
 from swarmd.state.tx import Tx
+from swarmd.state.versions import ONCE_SINCE, in_force
 
 decode_builder = msgspec.msgpack.Decoder(Builder).decode
 HOPELESS_MAX = 100
@@ -77,8 +78,10 @@ def note_failure(tx: Tx, job: Held, result: Result) -> None:
 
 
 def unblock(tx: Tx, job: Held) -> None:
-    """Ready again, for every builder."""
+    """Ready again, for every builder, and as if none had lost it."""
     tx.execute("DELETE FROM build_failures WHERE job_seq = ?", (job.seq,))
+    if in_force(tx.execute) >= ONCE_SINCE:
+        tx.execute("UPDATE jobs SET recoveries = 0 WHERE seq = ?", (job.seq,))
     make_ready(tx, job.seq, job.id, job.shape)
 
 

@@ -51,7 +51,7 @@ from swarmd.state.rules.moves import (
 )
 from swarmd.state.rules.nodes import find_node, save_node
 from swarmd.state.tx import Tx
-from swarmd.state.versions import FORGOTTEN_SINCE, in_force
+from swarmd.state.versions import FORGOTTEN_SINCE, ONCE_SINCE, in_force
 
 PAUSED = "builds.paused"
 """The setting that holds the whole queue of packages; b"1"."""
@@ -92,34 +92,39 @@ def put_builder(tx: Tx, command: PutBuilder) -> Builder:
         count = tx.execute("SELECT count(*) FROM builders").fetchone()[0]
         if count >= BUILDERS_MAX:
             raise Conflict(f"there are {count} builders, and no more than that are taken in")
+    before = None
     if command.node is not None:
-        _make_way(tx, command.node)
+        before = _make_way(tx, command.node)
         save_node(tx, command.node)
     elif find_node(tx.execute, command.node_id) is None:
         raise NotFound("no such node", node_id=command.node_id[:128])
     if known is None:
         tx.emit(BuilderChanged(command.node_id, "joined"))
+    new = Builder(command.node_id)
+    if before is not None and in_force(tx.execute) >= ONCE_SINCE:
+        new = replace(new, paused=before.paused, sort=before.sort)  # an operator's words on a host
     return save_builder(tx, replace(
-        known or Builder(command.node_id),
+        known or new,
         auto_reboot=command.auto_reboot, tree_at=command.tree_at,
     ))  # fmt: skip
 
 
-def _make_way(tx: Tx, node: Node) -> None:
+def _make_way(tx: Tx, node: Node) -> Builder | None:
     """A host that was set up anew comes with its old name and another id: who had the name and is
-    not there any more is forgotten. What it built stays in the history."""
+    not there any more is forgotten, and answered. What it built stays in the history."""
     row = tx.execute(
         "SELECT id FROM nodes WHERE name = ? AND id != ?", (node.name, node.id)
     ).fetchone()
     if row is None or not row[0].startswith(OUTSIDE):
-        return
+        return None
     other = find_builder(tx.execute, row[0])
     if other is None or other.online:
-        return
+        return None
     give_back(tx, other.node_id, "another has its builder's name")
     forget_builder(tx, other.node_id)
     tx.execute("DELETE FROM nodes WHERE id = ?", (other.node_id,))
     tx.emit(NodeChanged(other.node_id, "removed"))
+    return other
 
 
 def forget_builder(tx: Tx, node_id: str) -> None:
@@ -357,13 +362,16 @@ def give_back(tx: Tx, node_id: str, reason: str) -> int:
 
 def revoke(tx: Tx, job: Held, reason: str) -> None:
     """Back to the queue, through no fault of anybody's."""
-    _tell_revoked(tx, job)
+    _take_back(tx, job)
     stop_attempt(tx, job, AttemptStatus.REVOKED, reason)
     requeue(tx, job, reason)
 
 
-def _tell_revoked(tx: Tx, job: Held) -> None:
+def _take_back(tx: Tx, job: Held) -> None:
+    """Its builder is told, and what it has staged of it already counts no more."""
     assert job.node_id is not None
+    if in_force(tx.execute) >= ONCE_SINCE:
+        binhost.drop_staged_of(tx, job.node_id, job.type)
     tx.execute("INSERT INTO revoked(node_id, package) VALUES (?,?)", (job.node_id, job.type))
     tx.execute(
         "DELETE FROM revoked WHERE id <= (SELECT id FROM revoked WHERE node_id = ?"
@@ -376,7 +384,7 @@ def reclaim(tx: Tx, command: ReclaimBuilds) -> int:
     done = 0
     for job in still_held(tx, command.attempts):
         if command.lost:
-            _tell_revoked(tx, job)
+            _take_back(tx, job)
             stop_attempt(tx, job, AttemptStatus.TIMEOUT, command.reason)
             recover(tx, job, command.reason)
         else:

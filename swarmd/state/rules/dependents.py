@@ -6,33 +6,60 @@ well have what the swarm could not build."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from msgspec.structs import replace
 
 from swarmd.domain.builds import ASIDE, BLOCKED
+from swarmd.domain.errors import Conflict
 from swarmd.domain.jobs import JOB_MOVES, Job, JobId, JobKind, JobStatus
-from swarmd.state.commands import NewJob, Refusal, SettleDependents, SubmitJobs
+from swarmd.state.commands import QUEUED_AS, NewJob, Refusal, SettleDependents, SubmitJobs
 from swarmd.state.rules import jobs
-from swarmd.state.rules.jobs import end_job, held_by_seq, make_ready
+from swarmd.state.rules.jobs import end_job, held_by_seq, make_ready, open_package
 from swarmd.state.tx import Tx
-from swarmd.state.versions import ORDER_SINCE, in_force
+from swarmd.state.versions import ONCE_SINCE, ORDER_SINCE, in_force
 
 DEPENDENCIES = "dependencies"
 """Why a job is not ready."""
 
 
 def submit(tx: Tx, command: SubmitJobs) -> tuple[Job | Refusal, ...]:
-    if any(new.spec.depends_on and new.spec.kind is JobKind.PACKAGE for new in command.jobs):
-        if in_force(tx.execute) >= ORDER_SINCE:
-            command = replace(command, jobs=_in_order(tx, command.jobs))
-    return jobs.submit(tx, command)
+    packages = any(new.spec.kind is JobKind.PACKAGE for new in command.jobs)
+    if not packages or in_force(tx.execute) < ONCE_SINCE:
+        return jobs.submit(tx, command)
+    queued = _queued(tx, command.jobs)
+    wanted = tuple(new for new in command.jobs if new.id not in queued)
+    outcomes = iter(jobs.submit(tx, replace(command, jobs=_in_order(tx, wanted, queued))))
+    return tuple(
+        _known(new, queued[new.id]) if new.id in queued else next(outcomes) for new in command.jobs
+    )
 
 
-def _in_order(tx: Tx, new: tuple[NewJob, ...]) -> tuple[NewJob, ...]:
+def _queued(tx: Tx, new: tuple[NewJob, ...]) -> dict[JobId, JobId]:
+    """Which packages are in the queue already, as which job: nobody wants one twice."""
+    found, here = dict[JobId, JobId](), dict[str, JobId]()
+    for each in new:
+        if each.spec.kind is JobKind.PACKAGE:
+            queued = here.get(each.spec.type) or open_package(tx.execute, each.spec.type)
+            if queued is None:
+                here[each.spec.type] = each.id
+            else:
+                found[each.id] = queued
+    return found
+
+
+def _known(new: NewJob, job_id: JobId) -> Refusal:
+    message = f"{new.spec.type} is in the queue already"
+    return Refusal(Conflict.code, message, {QUEUED_AS: job_id})
+
+
+def _in_order(tx: Tx, new: tuple[NewJob, ...], queued: Mapping[JobId, JobId]) -> tuple[NewJob, ...]:
     """Packages wait for those alone that are still to be built."""
     found, before = [], set[JobId]()
     for each in new:
         if each.spec.kind is JobKind.PACKAGE and each.spec.depends_on:
-            open_ = tuple(d for d in each.spec.depends_on if d in before or _is_open(tx, d))
+            waits_for = (queued.get(d, d) for d in each.spec.depends_on)
+            open_ = tuple(d for d in waits_for if d in before or _is_open(tx, d))
             each = replace(each, spec=replace(each.spec, depends_on=open_))
         found.append(each)
         before.add(each.id)

@@ -4,10 +4,11 @@ Read, check, write: a refusal has written nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 from msgspec.structs import replace
 
 from swarmd.domain.blobs import blob_of
@@ -44,12 +45,13 @@ from swarmd.state.commands import (
     SubmitJobs,
     WakeJobs,
 )
-from swarmd.state.rows import FROM, JOB, Shape, encode, job_of, load_job, spec_hash
+from swarmd.state.rows import FROM, JOB, Execute, Shape, encode, job_of, load_job, spec_hash
 from swarmd.state.rules.blobs import pin_for_job, release_of_job
 from swarmd.state.rules.spans import Tally, count_gone, count_move, count_new
 from swarmd.state.tx import Tx
-from swarmd.state.versions import BUILDS_SINCE, in_force
+from swarmd.state.versions import BUILDS_SINCE, ONCE_SINCE, in_force
 
+decode_group = msgspec.msgpack.Decoder(Group).decode
 TYPES_MAX = 500
 OTHER = "(other)"
 
@@ -303,6 +305,16 @@ def wake(tx: Tx, command: WakeJobs) -> int:
     return len(rows)
 
 
+def open_package(execute: Execute, package: str) -> JobId | None:
+    """The job of a package that is in the queue and has not ended."""
+    row = execute(
+        "SELECT id FROM jobs WHERE kind = 'package' AND type = ? AND status IN"
+        " ('pending', 'assigned', 'running') ORDER BY seq LIMIT 1",
+        (package,),
+    ).fetchone()
+    return None if row is None else JobId(row[0])
+
+
 def make_ready(tx: Tx, seq: int, job_id: JobId, shape: int) -> None:
     tx.execute(
         "UPDATE jobs SET ready=1, waits=NULL, not_before=NULL, revision=? WHERE seq=?",
@@ -326,14 +338,15 @@ def create_group(tx: Tx, command: CreateGroup) -> Group:
 def prune(tx: Tx, command: PruneJobs) -> int:
     """A job that others still wait for is kept until they are settled."""
     rows = tx.execute(
-        "SELECT seq, kind, status, priority, type, shape FROM jobs WHERE ended_at < ?"
+        "SELECT seq, kind, status, priority, type, shape, group_id, ended_at FROM jobs"
+        " WHERE ended_at < ?"
         " AND NOT EXISTS (SELECT 1 FROM settled WHERE settled.seq = jobs.seq)"
         " ORDER BY ended_at, seq LIMIT ?",
         (command.before, command.limit),
     ).fetchall()
     seqs = [(row[0],) for row in rows]
     count_gone(tx, (row[:5] for row in rows))
-    for *_, shape in rows:
+    for _, _, _, _, _, shape, _, _ in rows:
         tx.execute("UPDATE shapes SET jobs = jobs - 1 WHERE id = ?", (shape,))
         tx.execute("DELETE FROM shapes WHERE id = ? AND jobs = 0", (shape,))
     for (seq,) in seqs:
@@ -343,18 +356,56 @@ def prune(tx: Tx, command: PruneJobs) -> int:
     tx.executemany("DELETE FROM attempts WHERE job_seq = ?", seqs)
     if packages := [row[:1] for row in rows if row[1] == "package"]:
         tx.executemany("DELETE FROM build_failures WHERE job_seq = ?", packages)
-    groups = sorted(
-        tx.execute(
-            "SELECT DISTINCT group_id FROM jobs WHERE group_id IS NOT NULL AND seq IN"
-            f" ({','.join(str(seq) for (seq,) in seqs)})"
-        )
-    )
+    groups = sorted({row[6] for row in rows if row[6] is not None})
     tx.executemany("DELETE FROM jobs WHERE seq = ?", seqs)
-    for (group_id,) in groups:
-        if not tx.execute("SELECT 1 FROM jobs WHERE group_id = ?", (group_id,)).fetchone():
+    ordered = in_force(tx.execute) >= ONCE_SINCE
+    if ordered:
+        _remember_sums(tx, [row for row in rows if row[1] == "package" and row[6] is not None])
+    for group_id in groups:
+        if not _has_jobs(tx, group_id):
             tx.execute("DELETE FROM groups WHERE id = ?", (group_id,))
             if packages:
-                tx.execute("DELETE FROM build_sessions WHERE id = ?", (group_id,))
+                _forget_session(tx, group_id, ordered)
+    if ordered:
+        _prune_empty(tx, command)
     if seqs:
         tx.emit(JobsPruned(len(seqs), command.before))
     return len(seqs)
+
+
+def _remember_sums(tx: Tx, rows: Sequence[tuple[Any, ...]]) -> None:
+    """A session tells of all its packages for as long as any of them is there."""
+    for _, _, status, _, _, _, group_id, ended_at in rows:
+        received = int(status == JobStatus.COMPLETED)
+        tx.execute(
+            "INSERT INTO session_sums VALUES (?,?,?,?) ON CONFLICT DO UPDATE SET"
+            " received = received + excluded.received, dropped = dropped + excluded.dropped,"
+            " ended_at = max(ended_at, excluded.ended_at)",
+            (group_id, received, 1 - received, ended_at),
+        )
+
+
+def _forget_session(tx: Tx, group_id: str, ordered: bool) -> None:
+    tx.execute("DELETE FROM build_sessions WHERE id = ?", (group_id,))
+    if ordered:
+        tx.execute("DELETE FROM session_sums WHERE id = ?", (group_id,))
+
+
+def _prune_empty(tx: Tx, command: PruneJobs) -> None:
+    """Of the oldest sessions those that never had a package: all of theirs were queued by another
+    request, or they were not queued in the end."""
+    rows = tx.execute(
+        "SELECT s.id, g.body FROM build_sessions s JOIN groups g ON g.id = s.id ORDER BY s.n"
+        " LIMIT ?",
+        (command.limit,),
+    ).fetchall()
+    old = [group_id for group_id, body in rows if decode_group(body).created_at < command.before]
+    for group_id in old:
+        if not _has_jobs(tx, group_id):
+            tx.execute("DELETE FROM groups WHERE id = ?", (group_id,))
+            _forget_session(tx, group_id, True)
+
+
+def _has_jobs(tx: Tx, group_id: str) -> bool:
+    row = tx.execute("SELECT 1 FROM jobs WHERE group_id = ? LIMIT 1", (group_id,)).fetchone()
+    return row is not None

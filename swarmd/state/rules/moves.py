@@ -84,8 +84,8 @@ def credit(tx: Tx, node_id: str) -> None:
 
 
 def requeue(tx: Tx, job: Held, reason: str) -> None:
-    """Back to its place in the queue: the order is by submission, which does not change. What was
-    blocked when it was taken is blocked again."""
+    """Back to its place in the queue: the order is by submission, which does not change. A package
+    that builders failed when a sweeper took it is blocked again."""
     assert job.attempt_id is not None
     if job.kind == JobKind.PACKAGE and blocking.is_blocked(tx, job):
         blocking.block(tx, job, reason)
