@@ -42,4 +42,5 @@ class Syncs:
                 del self._told[next(iter(self._told))]
             self._told[builder.node_id] = _Told(wanted, builder.tree_at, now)
             return True
-        return told.had == builder.tree_at and now - told.since < TOLD_S_MAX
+        came_nearer = is_older(told.had, builder.tree_at)
+        return not came_nearer and now - told.since < TOLD_S_MAX
