@@ -15,7 +15,7 @@ from swarmd.cluster.handle import Cluster
 from swarmd.config import BuilderSection, JobsSection, PortageSection
 from swarmd.domain.actors import Actor
 from swarmd.drivers.portage import PortageSettings
-from swarmd.ops.binhost import clear_staging
+from swarmd.ops.binhost import Staging
 from swarmd.ops.own_builds import OwnCounter
 
 FOLDER = "builder"
@@ -50,10 +50,11 @@ def building(
     if settings is None:
         return None
     folder = data_dir / FOLDER
-    clear_staging(folder / SIGNING)
+    staging = Staging(folder / SIGNING, jobs.blob_bytes_max)
+    staging.clear()
     counter = OwnCounter(
         cluster, Actor(cluster.node.name, "builder"), section.cores or host_cores(),
-        section.auto_reboot, folder / SIGNING, jobs.blob_bytes_max,
+        section.auto_reboot, staging,
     )  # fmt: skip
     bench = Bench(folder, settings, counter, grace_s=jobs.grace_s, log_bytes_max=jobs.log_bytes_max)
     sync = None

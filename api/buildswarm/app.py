@@ -12,7 +12,7 @@ from api.buildswarm.envelope import ENVELOPE
 from api.buildswarm.routes import API, ROUTES, Swarm, hot_routes
 from api.common.surface import Access, Surface, Tokens
 from swarmd.cluster.handle import Cluster
-from swarmd.ops.binhost import Index, clear_staging
+from swarmd.ops.binhost import Index, Staging
 from swarmd.ops.drone_tokens import DroneTokens
 from swarmd.ops.trees import Trees
 
@@ -38,9 +38,10 @@ def surface(
     hosts: tuple[str, ...] = (),
     origins: tuple[str, ...] = (),
 ) -> Surface:
-    clear_staging(staging)
+    place = Staging(staging, package_bytes_max)
+    place.clear()
     swarm = Swarm(cluster, admin_key, version, uptime_s, address, bound_port, trees)
-    files = BinHost(swarm, Index(cluster), staging, package_bytes_max)
+    files = BinHost(swarm, Index(cluster), place)
     return Surface(
         name=NAME,
         envelope=ENVELOPE,

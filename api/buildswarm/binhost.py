@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from email.utils import formatdate, parsedate_to_datetime
 from functools import partial
-from pathlib import Path
 
 from api.buildswarm import tokens
 from api.buildswarm.routes import API, Swarm, check_admin, token_of
@@ -36,13 +35,11 @@ class BinHost:
 
     swarm: Swarm
     index: binhost.Index
-    folder: Path
-    """Where an upload lies while it is looked at."""
-    bytes_max: int
+    staging: binhost.Staging
 
 
 def hot_routes(on: BinHost) -> tuple[HotRoute, ...]:
-    staging = f"{BINHOST}/staging"
+    staging, bytes_max = f"{BINHOST}/staging", on.staging.bytes_max
     return (
         HotRoute("GET", f"{BINHOST}/Packages", partial(_index, on, False)),
         HotRoute("GET", f"{BINHOST}/Packages.gz", partial(_index, on, True)),
@@ -52,7 +49,7 @@ def hot_routes(on: BinHost) -> tuple[HotRoute, ...]:
         HotRoute("GET", f"{BINHOST}/{{category}}/{{name}}/{{file}}", partial(_read, on)),
         *(
             HotRoute(
-                "PUT", f"{staging}/{where}", partial(_stage, on), on.bytes_max, None, by_token=True
+                "PUT", f"{staging}/{where}", partial(_stage, on), bytes_max, None, by_token=True
             )
             for where in ("{category}/{file}", "{category}/{name}/{file}")
         ),
@@ -122,9 +119,10 @@ async def _bytes(on: BinHost, pkg: BinPkg) -> AsyncIterator[bytes]:
 async def _stage(on: BinHost, request: Request) -> Response:
     builder = await _builder(on, request)
     path = _path(request)
-    stage = partial(binhost.stage, folder=on.folder, bytes_max=on.bytes_max)
     # Its last step commits; all before is undone where the client goes.
-    pkg = await stage(on.swarm.cluster, request.actor, builder, path, request.chunks())
+    pkg = await binhost.stage(
+        on.swarm.cluster, request.actor, builder, path, request.chunks(), on.staging
+    )
     answer = {"status": "ok", "package": pkg.cpv, "path": path, "size": pkg.size_bytes,
               "sha256": pkg.sha256}  # fmt: skip
     return json_answer(answer, 201)

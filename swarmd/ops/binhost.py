@@ -6,8 +6,8 @@ What is stored and served is signed by the swarm's key, down to its last byte.""
 from __future__ import annotations
 
 import gzip
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -245,17 +245,49 @@ def _accepts(atom: Atom) -> Callable[[str], bool] | None:
 # What builders made
 
 
-def clear_staging(folder: Path) -> None:
-    """Take away what was under way when a daemon died, before anything is."""
-    if folder.is_dir():
-        for left in folder.iterdir():
-            if left.suffix in (PART, SIGNED):
-                left.unlink(missing_ok=True)
+class Staging:
+    """The folder in which uploads lie while they are looked at, and whose are under way."""
+
+    def __init__(self, folder: Path, bytes_max: int) -> None:
+        self.folder = folder
+        self.bytes_max = bytes_max
+        self._under_way: list[str] = []
+
+    def clear(self) -> None:
+        """Take away what was under way when a daemon died, before anything is."""
+        if self.folder.is_dir():
+            for left in self.folder.iterdir():
+                if left.suffix in (PART, SIGNED):
+                    left.unlink(missing_ok=True)
+
+    @asynccontextmanager
+    async def place(self, builder_id: str, name: str) -> AsyncIterator[tuple[Path, Path]]:
+        """For what comes, and for it once it is signed; nothing is left of either. Busy: too many
+        are under way."""
+        if builder_id and self._under_way.count(builder_id) >= UPLOADS_OF_ONE_MAX:
+            raise Busy(
+                f"{UPLOADS_OF_ONE_MAX} uploads of this builder are under way; send one after the"
+                " other", retry_after_s=UPLOAD_AGAIN_S,
+            )  # fmt: skip
+        if len(self._under_way) >= UPLOADS_MAX:
+            raise Busy(
+                f"{UPLOADS_MAX} uploads are under way through this node; try again, here or at"
+                " another", retry_after_s=UPLOAD_AGAIN_S,
+            )  # fmt: skip
+        came, signed = self.folder / f"{name}{PART}", self.folder / f"{name}{SIGNED}"
+        self._under_way.append(builder_id)
+        try:
+            await trio.to_thread.run_sync(partial(self.folder.mkdir, mode=0o700, exist_ok=True))
+            yield came, signed
+        finally:
+            self._under_way.remove(builder_id)
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(_remove, came, signed)  # a large unlink takes time
 
 
 async def stage(
     cluster: Cluster, actor: Actor, builder_id: str, path: str, chunks: AsyncIterator[bytes],
-    folder: Path, bytes_max: int,
+    staging: Staging,
 ) -> BinPkg:  # fmt: skip
     """Take a binary package from a builder, and sign it; "" as its id: from an operator. Invalid:
     it is none, or not the one that its path says, or of the old format, which cannot be signed.
@@ -268,56 +300,20 @@ async def stage(
     await _check_awaited(
         cluster, node_id, f"what {path[:300]} is a file of", partial(_is_file_of, path)
     )
-    with _upload(folder, builder_id):
-        await trio.to_thread.run_sync(partial(folder.mkdir, mode=0o700, exist_ok=True))
-        temp = folder / f"{cluster.new_id()}{PART}"
-        out = temp.with_suffix(SIGNED)
-        try:
-            await _receive(chunks, temp, bytes_max)
-            return await _sign_and_stage(cluster, actor, node_id, path, temp, out)
-        finally:
-            with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(_remove, temp, out)  # a large unlink takes its time
-
-
-_uploads: dict[Path, list[str]] = {}
-"""Whose are under way, by the folder in which they are, of which a node has one."""
-
-
-@contextmanager
-def _upload(folder: Path, builder_id: str) -> Iterator[None]:
-    under_way = _uploads.setdefault(folder, [])
-    if builder_id and under_way.count(builder_id) >= UPLOADS_OF_ONE_MAX:
-        raise Busy(
-            f"{UPLOADS_OF_ONE_MAX} uploads of this builder are under way; send one after the other",
-            retry_after_s=UPLOAD_AGAIN_S,
-        )
-    if len(under_way) >= UPLOADS_MAX:
-        raise Busy(
-            f"{UPLOADS_MAX} uploads are under way through this node; try again, here or at another",
-            retry_after_s=UPLOAD_AGAIN_S,
-        )
-    under_way.append(builder_id)
-    try:
-        yield
-    finally:
-        under_way.remove(builder_id)
+    async with staging.place(builder_id, str(cluster.new_id())) as (came, signed):
+        await _receive(chunks, came, staging.bytes_max)
+        return await _sign_and_stage(cluster, actor, node_id, path, came, signed)
 
 
 async def stage_own(
-    cluster: Cluster, actor: Actor, path: str, file: Path, folder: Path, bytes_max: int
+    cluster: Cluster, actor: Actor, path: str, file: Path, staging: Staging
 ) -> BinPkg:
     """The same of what this node itself has built, which stays where it is."""
     require_builds(cluster)
-    await trio.to_thread.run_sync(partial(folder.mkdir, mode=0o700, exist_ok=True))
-    if (await trio.to_thread.run_sync(file.lstat)).st_size > bytes_max:
-        raise TooLarge(f"a binary package has at most {bytes_max} bytes here")
-    out = folder / f"{cluster.new_id()}{SIGNED}"
-    try:
-        return await _sign_and_stage(cluster, actor, cluster.node.id, path, file, out)
-    finally:
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(_remove, out)
+    if (await trio.to_thread.run_sync(file.lstat)).st_size > staging.bytes_max:
+        raise TooLarge(f"a binary package has at most {staging.bytes_max} bytes here")
+    async with staging.place("", str(cluster.new_id())) as (_, signed):
+        return await _sign_and_stage(cluster, actor, cluster.node.id, path, file, signed)
 
 
 async def _sign_and_stage(

@@ -18,9 +18,8 @@ class OwnCounter:
     actor: Actor
     cores: int
     auto_reboot: bool
-    signing: Path
+    staging: binhost.Staging
     """What is being signed lies there."""
-    package_bytes_max: int
     syncs: Syncs = field(default_factory=Syncs)
 
     async def register(self, tree_at: str, task: str | None, metrics: dict[str, float]) -> None:
@@ -35,6 +34,4 @@ class OwnCounter:
         )  # fmt: skip
 
     async def hand_in(self, path: str, file: Path) -> None:
-        await binhost.stage_own(
-            self.cluster, self.actor, path, file, self.signing, self.package_bytes_max
-        )
+        await binhost.stage_own(self.cluster, self.actor, path, file, self.staging)

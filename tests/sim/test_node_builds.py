@@ -26,6 +26,7 @@ from swarmd.domain.trees import TREE
 from swarmd.drivers.frames import AttemptOrder, Ended
 from swarmd.drivers.portage import Description, Portage, PortageSettings
 from swarmd.ops import queueing
+from swarmd.ops.binhost import Staging
 from swarmd.ops.builds import BuildFilter
 from swarmd.ops.own_builds import OwnCounter
 from swarmd.ops.queueing import DISCONNECT_S
@@ -120,7 +121,7 @@ class Builders(Workers):
             trio.open_nursery() as nursery,
         ):
             portage = SimPortage()
-            counter = OwnCounter(replica, ADMIN, CORES, True, host.place, 0)
+            counter = OwnCounter(replica, ADMIN, CORES, True, Staging(host.place, 0))
             builder = Builder(portage.settings, SYNC, bench, counter, attempts, portage.look)
             self.lives[host.name] = trio.CancelScope()
 

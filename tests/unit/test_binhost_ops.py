@@ -57,6 +57,9 @@ class Place:
     folder: Path
     store: BlobStore
 
+    def __post_init__(self) -> None:
+        self.uploads = binhost.Staging(self.staging, 64 * MIB)
+
     @property
     def staging(self) -> Path:
         return self.folder / "staging"
@@ -78,9 +81,8 @@ class Place:
     async def take(
         self, chunks: AsyncIterator[bytes], path: str, builder: str, bytes_max: int = 64 * MIB
     ) -> BinPkg:
-        return await binhost.stage(
-            self.cluster, SYSTEM, builder, path, chunks, self.staging, bytes_max
-        )
+        self.uploads.bytes_max = bytes_max
+        return await binhost.stage(self.cluster, SYSTEM, builder, path, chunks, self.uploads)
 
     async def register(self, *names: str) -> None:
         for name in names:
@@ -478,10 +480,10 @@ async def test_a_full_store_refuses_and_nothing_is_left(place: Opens, tmp_path: 
 
 
 def test_what_a_daemon_that_died_left_is_taken_away(tmp_path: Path) -> None:
-    binhost.clear_staging(tmp_path / "none")
+    binhost.Staging(tmp_path / "none", MIB).clear()
     for name in ("a.part", "a.signed", "other"):
         (tmp_path / name).write_bytes(b"x")
-    binhost.clear_staging(tmp_path)
+    binhost.Staging(tmp_path, MIB).clear()
     assert [each.name for each in tmp_path.iterdir()] == ["other"]
 
 
