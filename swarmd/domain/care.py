@@ -166,7 +166,9 @@ def _restart(service: str) -> tuple[str, str]:
 
 
 def _kill_start(service: str) -> tuple[str, str]:
-    """Whatever state it is in; of OpenRC's, all that is in its cgroup or named by its pidfile."""
+    """Whatever state it is in; of OpenRC's, all that is in its cgroup or named by its pidfile, but
+    for this shell, which is there too where the service itself has begun it. What of systemd's is
+    killed so comes back by its unit's Restart=."""
     systemd = (
         f"systemctl kill --signal=SIGKILL {service}; systemctl reset-failed {service};"
         f" systemctl start {service}"
@@ -175,7 +177,7 @@ def _kill_start(service: str) -> tuple[str, str]:
         f"/sys/fs/cgroup/{folder}{service}/cgroup.procs"
         for folder in ("openrc.", "openrc/", "openrc/openrc.")
     )
-    kill = "case $p in ''|0|1|*[!0-9]*) ;; *) kill -9 $p 2>/dev/null;; esac"
+    kill = "case $p in ''|0|1|$$|*[!0-9]*) ;; *) kill -9 $p 2>/dev/null;; esac"
     openrc = (
         f"for f in {groups} /run/{service}.pid /run/{service}/{service}.pid; do"
         f' [ -r "$f" ] && for p in $(head -n 1000 "$f"); do {kill}; done; done;'

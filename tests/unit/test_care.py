@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from swarmd.domain.care import (
     TRIES_MAX,
     Care,
     CareAction,
+    _kill_start,
     action_text,
     may_reboot,
 )
@@ -509,6 +511,20 @@ def test_what_ends_its_caller_is_only_begun(
     text = action_text(CareAction.RESTART, "swarmd", from_within=True)
     code, lines = shell(text, until="restart")
     assert code == 0 and "restart" in lines[-1]
+
+
+def test_who_kills_his_own_service_lives_to_start_it(
+    shell: Callable[..., tuple[int, list[str]]], tmp_path: Path
+) -> None:
+    """Of OpenRC's: what the service has begun is in its cgroup."""
+    _, openrc = _kill_start("swarmd")
+    with subprocess.Popen(["sleep", "1000"]) as other:
+        listed = tmp_path / "cgroup.procs"
+        text = openrc.replace("/sys/fs/cgroup/openrc.swarmd/cgroup.procs", str(listed))
+        assert str(listed) in text
+        _, lines = shell(f"printf '%s\\n' 1 $$ {other.pid} >{listed}; {text}", until="start")
+        assert other.wait(20) == -signal.SIGKILL
+    assert lines == ["rc-service swarmd zap", "rc-service swarmd start"]
 
 
 @pytest.mark.parametrize("service", ["", "a b", "x;reboot", "$(reboot)", "-x", "x" * 200, "a'b"])
