@@ -40,6 +40,7 @@ MEMBERS_MAX = 200
 OPEN_MAX = 5000
 """Packages in the queue that new ones are put in order with."""
 NOTES_MAX = 100
+AS_NAMED = "no Portage tree is at hand to find one, and swarmd's own builders fail such names"
 UNORDERED = "they are not in the order in which they need each other"
 _AT_ONCE = 16
 
@@ -228,6 +229,9 @@ def literal(wants: Sequence[Want], notes: tuple[str, ...] = ()) -> Meant:
         if isinstance(want, PackageSet):
             raise Invalid(f"{want} is a set, and no Portage tree is at hand here to expand it")
         found[_named(want)] = None
+    if vague := [str(want) for want in wants if not _is_exact(want)]:
+        more = f" and {len(vague) - 1} more" if len(vague) > 1 else ""
+        notes += (f"{vague[0]}{more} without a version: {AS_NAMED}",)
     return Meant(_bounded(found), notes=notes)
 
 

@@ -299,6 +299,7 @@ def test_a_node_without_a_tree_asks_the_one_that_has_it(host: Host, tmp_path: Pa
             await_builds(node.daemon)
         said = plain.queue("app-misc/literal", "app-misc/lib-7")
         assert said["packages"] == ["app-misc/literal", "app-misc/lib-7"]
+        assert said["notes"][0].startswith("app-misc/literal without a version: no Portage tree")
         assert "no Portage tree is at hand" in plain.refused("@world")
         # From here on one has a tree; the others ask it.
         last = swarm.nodes[-1]

@@ -13,6 +13,7 @@ import pytest
 
 from swarmd.domain.errors import Invalid, SwarmError, TooLarge
 from swarmd.drivers.openpgp import KEY_BYTES_MAX, PublicKey, SigningKey, split_clear
+from tests.cli import ROOT
 from tests.parts import need
 
 NOW_S = int(time.time())
@@ -70,6 +71,26 @@ def test_gpg_checks_what_the_swarm_signs(gpg: Gpg, tmp_path: Path) -> None:
             assert not gpg.says_good(
                 "--verify", given=signed.replace(b"a", b"b", 1).replace(b"\n\n", b"\n\nx\n", 1)
             )
+
+
+def test_a_host_that_did_as_the_page_says_believes_the_key(gpg: Gpg, tmp_path: Path) -> None:
+    """Portage asks gpg as somebody who may not write to that home, so what is trusted has to be
+    known before."""
+    page = (ROOT / "docs" / "build-swarm.md").read_text()
+    block = page.partition("```\ngetuto\n")[2].partition("```")[0]
+    assert block.count("gpg --homedir /etc/portage/gnupg") == 3
+    said = block.replace("/etc/portage/gnupg", str(gpg.home))
+    said = said.replace("FINGERPRINT", KEY.public.fingerprint)
+    (tmp_path / "swarm.asc").write_bytes(KEY.public.armored())
+    done = subprocess.run(
+        ["sh", "-e", "-c", said], cwd=tmp_path, capture_output=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    file, signature = tmp_path / "file", tmp_path / "file.sig"
+    file.write_bytes(b"content")
+    signature.write_bytes(KEY.sign(hashlib.sha512(b"content"), NOW_S))
+    seen = gpg.run("--no-auto-check-trustdb", "--verify", signature, file).stderr
+    assert b"[GNUPG:] TRUST_ULTIMATE" in seen, seen
 
 
 def test_the_swarm_checks_what_gpg_signs_with_the_exported_key(gpg: Gpg) -> None:

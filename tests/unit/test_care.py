@@ -518,12 +518,16 @@ def test_who_kills_his_own_service_lives_to_start_it(
 ) -> None:
     """Of OpenRC's: what the service has begun is in its cgroup."""
     _, openrc = _kill_start("swarmd")
+    listed = tmp_path / "cgroup.procs"
+    text = openrc.replace("/sys/fs/cgroup/openrc.swarmd/cgroup.procs", str(listed))
+    assert str(listed) in text
     with subprocess.Popen(["sleep", "1000"]) as other:
-        listed = tmp_path / "cgroup.procs"
-        text = openrc.replace("/sys/fs/cgroup/openrc.swarmd/cgroup.procs", str(listed))
-        assert str(listed) in text
-        _, lines = shell(f"printf '%s\\n' 1 $$ {other.pid} >{listed}; {text}", until="start")
-        assert other.wait(20) == -signal.SIGKILL
+        try:
+            text = f"printf '%s\\n' 1 $$ {other.pid} >{listed}; {text}"
+            _, lines = shell(text, until="start")
+            assert other.wait(20) == -signal.SIGKILL
+        finally:
+            other.kill()
     assert lines == ["rc-service swarmd zap", "rc-service swarmd start"]
 
 
