@@ -6,7 +6,8 @@ all of them, one after the other in that order, would have been told just that. 
 outcome nobody learned may have taken effect at any moment since it began, or never.
 
 Only the standard library is needed. `python -m tests.linearize FILE...` reads Jepsen's logs of a
-register and our own records, and says `FILE true` or `FILE false`.
+register and our own records, and says `FILE true` or `FILE false`. Memory grows with the square of
+the operations of one key: 40,000 of them took 245 MiB.
 """
 
 from __future__ import annotations
@@ -416,7 +417,9 @@ class _Search:
 
 # Histories in files
 
-_JEPSEN = re.compile(r"^INFO\s+jepsen\.util\s+-\s+(\d+)\s+:(\w+)\s+:(\w+)\s+(.+?)\s*$")
+_JEPSEN = re.compile(r"^INFO\s+jepsen\.util\s+-\s+(\d+)\s+:(\w+)\s+:(\w+)\s+(\S.*?)\s*$")
+_JEPSENS = re.compile(r"jepsen\.util\s+-\s+\d+\s+:")
+"""What tells of a client, be it whole or damaged."""
 _FORM = "swarmd-history"
 
 
@@ -430,6 +433,8 @@ def read_jepsen(lines: Iterable[str]) -> list[Operation]:
     under_way: dict[str, Operation] = {}
     for at, line in enumerate(lines):
         if (found := _JEPSEN.match(line)) is None:
+            if _JEPSENS.search(line):
+                raise Unreadable(f"line {at + 1}: a damaged event: {line.strip()!r}")
             continue
         client, event, kind, words = found.groups()
         if event == "invoke":
@@ -491,7 +496,7 @@ def read(lines: Iterable[str]) -> tuple[list[Operation], str]:
         return history, "register"
     if (model := head.get("model")) not in MODELS:
         raise Unreadable(f"its model is {model!r}; there are {', '.join(MODELS)}")
-    return [_operation(json.loads(line)) for line in text[1:] if line.strip()], str(model)
+    return [_operation(line, at) for at, line in enumerate(text[1:], 2) if line.strip()], str(model)
 
 
 def _our_head(line: str) -> Mapping[str, Any] | None:
@@ -499,16 +504,38 @@ def _our_head(line: str) -> Mapping[str, Any] | None:
         head = json.loads(line)
     except ValueError:
         return None
+    except RecursionError:
+        raise Unreadable("line 1: it is nested too deeply") from None
     return head if isinstance(head, dict) and head.get("form") == _FORM else None
 
 
-def _operation(line: Mapping[str, Any]) -> Operation:
-    known = "ended" in line
-    return Operation(
-        line["client"], line["kind"], _frozen(line.get("argument")),
-        _frozen(line["result"]) if known else UNKNOWN,
-        line["began"], line["ended"] if known else math.inf, line.get("key", ""),
-    )  # fmt: skip
+def _operation(words: str, at: int) -> Operation:
+    try:
+        line = json.loads(words)
+        if not isinstance(line, dict):
+            raise Unreadable(f"line {at}: it is no operation")
+        known = "ended" in line or "result" in line
+        needed = ("client", "kind", "began", *(("ended", "result") if known else ()))
+        if missing := [name for name in needed if name not in line]:
+            raise Unreadable(f"line {at}: the operation has no {', '.join(missing)}")
+        began, ended = line["began"], line["ended"] if known else math.inf
+        for name in ("began", "ended") if known else ("began",):
+            if not _is_time(line[name]):
+                raise Unreadable(f"line {at}: {name} is {line[name]!r}, which is no time")
+        if ended < began:
+            raise Unreadable(f"line {at}: it ended at {ended!r}, before it began at {began!r}")
+        return Operation(
+            line["client"], line["kind"], _frozen(line.get("argument")),
+            _frozen(line["result"]) if known else UNKNOWN, began, ended, line.get("key", ""),
+        )  # fmt: skip
+    except RecursionError:
+        raise Unreadable(f"line {at}: it is nested too deeply") from None
+
+
+def _is_time(value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _frozen(value: Any) -> Any:

@@ -249,11 +249,100 @@ def test_jepsens_log() -> None:
         (["INFO jepsen.util - 0 :invoke :write x"], "no value"),
         (["INFO jepsen.util - 0 :invoke :write 1", "INFO jepsen.util - 0 :odd :write 1"],
          "nobody knows"),
+        ([*JEPSEN[:6], "INFO  jepsen.util - 2\t:ok\t:read"], "line 7: a damaged event"),
+        ([*JEPSEN[:6], "INFO  jepsen.util - 2\t:ok\t:read\t\t\n"], "line 7: a damaged event"),
+        ([*JEPSEN[:6], "INF jepsen.util - 2 :ok :read 1"], "line 7: a damaged event"),
+        ([*JEPSEN[:6], "INFO jepsen.util - 2 :"], "line 7: a damaged event"),
     ],
 )  # fmt: skip
 def test_what_is_no_history(lines: list[str], words: str) -> None:
     with pytest.raises(Unreadable, match=words):
         read(lines)
+
+
+OURS = '{"form": "swarmd-history", "model": "register"}'
+WHOLE = '{"client": "a", "kind": "write", "argument": 1, "began": 1, "ended": 2, "result": true}'
+
+
+def test_what_a_log_tells_beside_its_events_is_passed_over() -> None:
+    beside = ["INFO jepsen.util - :nemesis :info :start", "WARN jepsen.core - 3 :x", "jepsen.util"]
+    assert read_jepsen([*beside, *JEPSEN[5:7]])[0].result == 1
+
+
+def test_a_damaged_event_is_not_taken_for_one_that_nobody_was_told_of(
+    tmp_path: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = [
+        "INFO jepsen.util - 0 :invoke :write 1", "INFO jepsen.util - 0 :ok :write 1",
+        "INFO jepsen.util - 1 :invoke :read nil", "INFO jepsen.util - 1 :ok :read 2",
+    ]  # fmt: skip
+    log = tmp_path / "log"
+    log.write_text("\n".join(told))
+    assert (main([str(log)]), capsys.readouterr().out) == (0, f"{log} false\n")
+    log.write_text("\n".join(told).removesuffix(" 2"))
+    assert main([str(log)]) == 2
+    out, err = capsys.readouterr()
+    assert (out, "line 4" in err) == ("", True)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('"began": 2, "ended": 1, "result": true', "ended at 1, before it began at 2"),
+        ('"began": NaN, "ended": 1, "result": true', "began is nan"),
+        ('"began": 1, "ended": NaN, "result": true', "ended is nan"),
+        ('"began": -Infinity, "ended": 1, "result": true', "began is -inf"),
+        ('"began": 1, "ended": Infinity, "result": true', "ended is inf"),
+        ('"began": 1e999', "began is inf"),
+        ('"began": "1"', "began is '1'"),
+        ('"began": true', "began is True"),
+        ('"began": 1, "ended": null, "result": true', "ended is None"),
+        ('"ended": 1, "result": true', "has no began$"),
+        ('"began": 1, "ended": 1', "has no result$"),
+        # It was told, so it had ended: else what it was told would go unheard.
+        ('"began": 1, "result": true', "has no ended$"),
+        ("", "has no began$"),
+    ],
+)
+def test_what_is_no_operation(line: str, words: str) -> None:
+    asked = '{"client": "b", "kind": "write", "argument": 1'
+    with pytest.raises(Unreadable, match=f"^line 4: .*{words}"):
+        read([OURS, WHOLE, "\n", f"{asked}, {line}}}" if line else f"{asked}}}", WHOLE])
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ('{"kind": "read", "began": 1}', "line 3: the operation has no client$"),
+        ('{"client": "b", "ended": 1}', "line 3: the operation has no kind, began, result$"),
+        ("[]", "line 3: it is no operation"),
+        ("null", "line 3: it is no operation"),
+    ],
+)
+def test_what_an_operation_lacks(line: str, words: str) -> None:
+    with pytest.raises(Unreadable, match=words):
+        read([OURS, WHOLE, line])
+
+
+def test_times_of_whole_numbers_have_no_bound() -> None:
+    late = f'{{"client": "b", "kind": "read", "began": {10**400}, "ended": {10**400}, "result": 1}}'
+    told, _ = read([OURS, WHOLE, late])
+    assert check(told, Register())
+
+
+def test_what_is_nested_too_deeply_keeps_no_other_from_being_judged(
+    tmp_path: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = tmp_path / "good"
+    good.write_text("\n".join(JEPSEN))
+    deep = "[" * 100_000 + "]" * 100_000
+    asked = f'{{"client": "a", "kind": "write", "argument": {deep}, "began": 1}}'
+    file = tmp_path / "deep"
+    for at, text in (1, deep), (2, f"{OURS}\n{asked}"):
+        file.write_text(text)
+        assert main([str(file), str(good)]) == 2
+        out, err = capsys.readouterr()
+        assert (out, err) == (f"{good} true\n", f"{file}: line {at}: it is nested too deeply\n")
 
 
 def test_the_command(tmp_path: Any, capsys: pytest.CaptureFixture[str]) -> None:
