@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 NODES_USUAL = 5
 MINUTES_USUAL = 2.0
 JOB_S_USUAL = 30.0
+FAULT = '{"at_s":12,"kind":"freeze","victim":"n2","for_s":4}'
 MEMINFO = Path("/proc/meminfo")
 SAY_EVERY_S = 1.0
 SAY_EVERY_S_IN_A_FILE = 10.0
@@ -71,7 +72,6 @@ SAY_EVERY_S_IN_A_FILE = 10.0
     "--kill",
     "kill",
     metavar="NODE,…",
-    default="",
     help="These lose power: names, groups or label=value; builders by name.",
 )
 @click.option(
@@ -114,7 +114,7 @@ SAY_EVERY_S_IN_A_FILE = 10.0
 @options.as_json
 def sim(
     count: int | None, topology: Path | None, copy: Path | None, seed: int, minutes: float,
-    kill: str, at_s: float | None, back_s: float | None, faults: str,
+    kill: str | None, at_s: float | None, back_s: float | None, faults: str,
     jobs_a_minute: float | None, job_s: float, as_json: bool,
 ) -> int:  # fmt: skip
     """What becomes of a swarm, and of its jobs, when machines go: simulated, with swarmd's own
@@ -135,7 +135,7 @@ def sim(
 
 def _scenario(
     count: int | None, file: Path | None, copy: Path | None, *, seed: int, seconds: float,
-    kill: str, at_s: float | None, back_s: float | None, faults: str,
+    kill: str | None, at_s: float | None, back_s: float | None, faults: str,
     jobs_a_minute: float | None, job_s: float,
 ) -> Scenario:  # fmt: skip
     """Invalid: the words do not make one."""
@@ -170,13 +170,17 @@ def _scenario(
         schedule = [] if faults == "none" else draw_faults(faults, seed, names, seconds)
     else:
         schedule = decode_schedule(topologies.read_text(Path(faults)), KINDS)
+        if not schedule:
+            raise Invalid(
+                f"{faults} has no fault in it: write one a line, as JSON, such as {FAULT}"
+            )
         check_victims(schedule, topology)
-    if (at_s is not None or back_s is not None) and not kill:
+    if (at_s is not None or back_s is not None) and kill is None:
         raise Invalid("--at and --back are about the nodes of --kill: name them")
     builders = [] if exported is None else exported.builds.names()
     scenario = Scenario(
         topology, f"{title} for {seconds / 60:g} min", seed, seconds, load, exported, job_s,
-        topology.choose(kill.split(","), "--kill: ", builders) if kill else (),
+        () if kill is None else topology.choose(kill.split(","), "--kill: ", builders),
         seconds / 2 if at_s is None else at_s, back_s, faults, tuple(schedule),
     )  # fmt: skip
     scenario.check()

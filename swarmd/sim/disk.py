@@ -97,14 +97,6 @@ class Disk:
             self.state, self.checkpoint = _database(image.state), image.state
             self.bad_state = None
 
-    def lose_log(self) -> None:
-        """The file is gone."""
-        self.stored, self.facts, self.boot, self.bad_log = MemoryStorage(), {}, 0, None
-
-    def lose_state(self) -> None:
-        self.state.close()
-        self.state, self.checkpoint, self.bad_state = _database(None), None, None
-
     @property
     def checkpointed(self) -> int:
         """How far the state is on disk for certain."""

@@ -34,6 +34,8 @@ LIGHT_EVERY_S = 30.0
 HEAVY_EVERY_S = 3.0
 _DRAWN_EVERY_S = 1.5
 """As faults.draw has it, on the average."""
+WITHOUT_VICTIM = ("join", "power-everywhere", "weather")
+"""These befall all, or who is yet to come."""
 
 
 class Estate(Bottle):
@@ -171,19 +173,43 @@ def draw_faults(how: str, seed: int, names: Sequence[str], seconds: float) -> li
 
 
 def check_victims(schedule: Sequence[Fault], topology: Topology) -> None:
-    """Invalid: a fault is to befall somebody whom this swarm does not have."""
+    """Invalid: a fault is to befall nobody, or somebody whom this swarm does not have, or in words
+    that its kind does not know."""
     names = [node.name for node in topology.nodes]
     known = {LEADER, "", *names}
+    there = f"there are {listed(names)}, and {LEADER!r} for whoever leads"
     for number, fault in enumerate(schedule, 1):
         for who in (fault.victim, fault.other):
             if who not in known:
                 raise Invalid(
-                    f"fault {number} is about {who[:80]!r}, which is no node of this swarm; there"
-                    f" are {listed(names)}, and {LEADER!r} for whoever leads"
+                    f"fault {number} is about {who[:80]!r}, which is no node of this swarm; {there}"
                 )
-        for word, (least, most) in KINDS[fault.kind].how.items():
-            if not least <= fault.how.get(word, math.nan) <= most:
-                raise Invalid(
-                    f"fault {number}: a fault of the kind {fault.kind} says in `how` how bad it is,"
-                    f" with {word!r} between {least:g} and {most:g}"
-                )
+        if not fault.victim and fault.kind not in WITHOUT_VICTIM:
+            raise Invalid(
+                f"fault {number}: a fault of the kind {fault.kind} befalls a node: say which, as"
+                f" `victim`; {there}"
+            )
+        alone = fault.other in ("", fault.victim) or len(names) == 1
+        if KINDS[fault.kind].pair and alone:
+            raise Invalid(
+                f"fault {number}: a fault of the kind {fault.kind} is between two nodes: say one as"
+                f" `victim` and another as `other`; {there}"
+            )
+        _check_how(number, fault)
+
+
+def _check_how(number: int, fault: Fault) -> None:
+    bounds = KINDS[fault.kind].how
+    for word in fault.how:
+        if word not in bounds:
+            words = f"only {', '.join(map(repr, bounds))}" if bounds else "nothing"
+            raise Invalid(
+                f"fault {number}: a fault of the kind {fault.kind} says {words} in `how`, and not"
+                f" {word[:80]!r}"
+            )
+    for word, (least, most) in bounds.items():
+        if not least <= fault.how.get(word, math.nan) <= most:
+            raise Invalid(
+                f"fault {number}: a fault of the kind {fault.kind} says in `how` how bad it is,"
+                f" with {word!r} between {least:g} and {most:g}"
+            )

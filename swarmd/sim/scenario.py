@@ -82,6 +82,12 @@ class Scenario:
                     f"the nodes would be back {self.back_after_s:g} s after {self.kill_at_s:g} s,"
                     f" and the scenario lasts {self.seconds:g} s"
                 )
+        for number, fault in enumerate(self.schedule, 1):
+            if fault.at_s >= self.seconds:
+                raise Invalid(
+                    f"fault {number} comes at {fault.at_s:g} s, and the scenario lasts"
+                    f" {self.seconds:g} s; choose a moment within, or more minutes"
+                )
         come = sum(each.jobs_a_minute for each in self.load) * self.seconds / 60
         if come > JOBS_MAX:
             raise Invalid(
@@ -194,13 +200,13 @@ class Run:
         self._progress = Progress(len(self.scenario.topology.nodes), self.scenario.seconds)
 
     def live(self) -> dict[str, Any]:
-        """To its end, or until it is stopped, or a rule is broken that holds for every swarm: the
-        document of what was seen."""
+        """To its end, or until it is stopped, or something in it fails, as where a rule is broken
+        that holds for every swarm: the document of what was seen."""
         broken: str | None = None
         with tempfile.TemporaryDirectory(prefix="swarmd-bottle-") as folder:
             try:
                 run_in(Estate, self.scenario.seed, Path(folder), self._body, OpeningSettings())
-            except (AssertionError, BaseExceptionGroup, trio.TooSlowError) as error:
+            except (Exception, BaseExceptionGroup) as error:
                 broken = f"{type(error).__name__}: {error}"
         ended = "broken" if broken else "interrupted" if self.stop.asked else "as planned"
         seen = self._seen

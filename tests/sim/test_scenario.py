@@ -213,6 +213,30 @@ def test_a_broken_rule_is_told_and_not_hidden(monkeypatch: pytest.MonkeyPatch) -
     assert "two hold one device" in found["broken"]
 
 
+@pytest.mark.parametrize(
+    ("where", "began"),
+    [
+        ("story.Tally.heed", False),
+        ("story.Story._sample", True),
+        ("estate.Estate.arrive", False),
+        ("estate.Blows.take", True),
+        ("scenario.look", True),
+        ("scenario.summarize", True),
+    ],
+)
+def test_any_failure_is_told_and_not_thrown(
+    monkeypatch: pytest.MonkeyPatch, where: str, began: bool
+) -> None:
+    def wrong(*_: object) -> None:
+        raise KeyError("n9")
+
+    monkeypatch.setattr(f"swarmd.sim.{where}", wrong)
+    found = Run(of_five(seconds=5.0, kill=("n5",), kill_at_s=2.0)).live()
+    assert (found["ended"], found["broken"]) == ("broken", "KeyError: 'n9'")
+    assert ("met_s" in found) == began
+    assert all(line.startswith("simulated") for line in lines(found))
+
+
 def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     Run(of_five(seconds=5.0)).live()
@@ -229,6 +253,8 @@ def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ({"kill": ("n1",), "kill_at_s": -1.0}, "choose a moment within"),
         ({"back_after_s": 3.0}, "has to go first"),
         ({"kill": ("n1",), "kill_at_s": 20.0, "back_after_s": 20.0}, "would be back"),
+        ({"schedule": (Fault(500.0, "crash", "n1"),)}, "fault 1 comes at 500 s"),
+        ({"schedule": (Fault(40.0, "crash", "n1"),)}, "fault 1 comes at 40 s"),
         ({"load": (Load("job", 60_000.0, (1.0, 1.0)),), "seconds": 3600.0}, "at most 200000"),
     ],
 )
