@@ -22,6 +22,7 @@ from tests.cli import ROOT
 from tests.parts import need
 
 NODE, RUNNER = "swarmd.service", "swarmd-runner.service"
+DRONE = "swarm-drone.service"
 WAIT_S = 30.0
 STOP_S_MAX = 10.0
 ADMIN_KEY = "a-key-for-the-tests-of-the-unit"
@@ -52,6 +53,23 @@ def node(host: Host) -> Iterator[Host]:
         yield host
     finally:
         print(host.machine.journal())  # shown where the test fails
+
+
+@pytest.fixture
+def drone(host: Host) -> Iterator[Host]:
+    """The host with the drone's unit and program, laid as the page on the build swarm says."""
+    unit, program = f"/usr/local/lib/systemd/system/{DRONE}", "/usr/local/bin/swarm-drone"
+    host.machine.run("install", "-D", "-m", "644", f"/srv/source/systemd/{DRONE}", unit)
+    host.machine.run("install", "-m", "755", "/usr/local/bin/swarmd", program)
+    host.machine.keep_words_of(["swarm-drone"])
+    host.machine.run("systemctl", "daemon-reload")
+    try:
+        yield host
+    finally:
+        print(host.machine.journal())  # shown where the test fails
+        host.machine.run("systemctl", "stop", DRONE, check=False)
+        host.machine.run("rm", "-f", unit, program, "/etc/swarmd/drone.env")
+        host.machine.run("systemctl", "daemon-reload")
 
 
 @dataclass(frozen=True)
@@ -130,6 +148,32 @@ def eventually(probe: Callable[[], object]) -> None:
 def test_the_units_are_what_systemd_understands(host: Host) -> None:
     said = host.machine.run("systemd-analyze", "verify", "--man=no", NODE, RUNNER)
     assert said.stdout + said.stderr == ""
+
+
+def test_the_drones_unit_is_what_systemd_understands(drone: Host) -> None:
+    said = drone.machine.run("systemd-analyze", "verify", "--man=no", DRONE)
+    assert said.stdout + said.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "again", "words"),
+    [
+        ("--url http://127.0.0.1:9 --emerge 'none-here -v'", "1", True, "no program 'none-here'"),
+        ("--no-such-option", "2", False, "--no-such-option"),
+    ],
+    ids=["no Portage here", "words that it does not know"],
+)
+def test_a_drone_is_told_by_its_file_and_comes_again_where_that_may_help(
+    drone: Host, said: str, status: str, again: bool, words: str
+) -> None:
+    drone.machine.write("/etc/swarmd/drone.env", f"DRONE_OPTIONS={said}\n", 0o600)
+    drone.machine.run("systemctl", "start", DRONE)
+    state = ("activating", "auto-restart") if again else ("failed", "failed")
+    eventually(
+        lambda: tuple(drone.machine.show(DRONE, of) for of in ("ActiveState", "SubState")) == state
+    )
+    assert drone.machine.show(DRONE, "ExecMainStatus") == status
+    assert words in drone.machine.path("/var/log/units/swarm-drone").read_text()
 
 
 def test_a_started_unit_serves_with_the_settings_of_etc(node: Host) -> None:
