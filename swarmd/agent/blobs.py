@@ -24,6 +24,7 @@ from swarmd.drivers.files import (
     SLICE_BYTES,
     disk_refusals,
     fsync_dir,
+    leave_room,
     new_file,
     open_new,
     remove,
@@ -190,6 +191,7 @@ class BlobStore:
         try:
             fd = open_new(temp, 0o600)
             try:
+                leave_room(fd, len(data))
                 write_all(fd, data)
                 os.fsync(fd)
             finally:

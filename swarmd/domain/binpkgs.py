@@ -47,13 +47,6 @@ _SILENT = {"EAPI": "0", "SLOT": "0"}
 _INHERITED = {"CHOST": "CHOST", "repository": "REPO"}
 """Left out where the header says the same."""
 
-_HEADER_KEYS = (
-    "ACCEPT_KEYWORDS", "ACCEPT_LICENSE", "ACCEPT_PROPERTIES", "ACCEPT_RESTRICT", "CBUILD", "CHOST",
-    "CONFIG_PROTECT", "CONFIG_PROTECT_MASK", "FEATURES", "GENTOO_MIRRORS", "INSTALL_MASK",
-    "IUSE_IMPLICIT", "USE", "USE_EXPAND", "USE_EXPAND_HIDDEN", "USE_EXPAND_IMPLICIT",
-    "USE_EXPAND_UNPREFIXED", "ARCH", "REPO", "PROFILE", "TTL", "URI",
-)  # fmt: skip
-
 _SLOT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9+_.-]{0,63}(?:/[A-Za-z0-9_][A-Za-z0-9+_.-]{0,63})?")
 _HEADER_KEY = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}")
 
@@ -168,19 +161,6 @@ def placed(pkg: BinPkg, others: Iterable[BinPkg]) -> BinPkg:
     if pkg.build_id and pkg.build_id not in taken:
         return pkg
     return msgspec.structs.replace(pkg, build_id=max(taken, default=0) + 1)
-
-
-def header_of(environment: Mapping[str, str]) -> dict[str, str]:
-    """What an index's header takes from Portage's settings (`portageq envvar`, `emerge --info`),
-    so that hosts know the flags that every package has without naming them."""
-    expanded = environment.get("USE_EXPAND_IMPLICIT", "").split()
-    keys = {
-        *_HEADER_KEYS,
-        *expanded,
-        *(f"USE_EXPAND_VALUES_{key}" for key in expanded),
-        *environment.get("USE_EXPAND_UNPREFIXED", "").split(),
-    }
-    return {key: environment[key] for key in sorted(keys) if environment.get(key)}
 
 
 def index(pkgs: Iterable[BinPkg], header: Mapping[str, str], timestamp_s: int) -> Iterator[bytes]:

@@ -19,6 +19,11 @@ INLINE_BYTES_MAX = 128 * 1024
 """Read and hashed on the loop: about 0.3 ms where the processor has no SHA instructions."""
 
 
+RESERVE_BYTES, RESERVE_PART = 64 * 1024 * 1024, 20
+"""What others send may not take the last of a disk, or a twentieth of a small one: the node's own
+log and state grow there too, and a node that cannot write them ends."""
+
+
 @contextmanager
 def disk_refusals(path: Path) -> Iterator[None]:
     """Turn a disk that cannot take the data into a refusal that a user understands."""
@@ -67,6 +72,7 @@ class HashedFile:
 
     def _flush(self) -> None:
         data, self._pending, self._pending_bytes = b"".join(self._pending), [], 0
+        leave_room(self._fd, len(data))
         self._sha256.update(data)
         write_all(self._fd, data)
 
@@ -96,6 +102,14 @@ def open_new(path: Path, mode: int) -> int:
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     os.fchmod(fd, mode)  # whatever the umask says
     return fd
+
+
+def leave_room(fd: int, size_bytes: int) -> None:
+    """Raises the OSError of a full disk where these bytes would take of its reserve."""
+    disk = os.fstatvfs(fd)
+    reserve = min(RESERVE_BYTES, disk.f_blocks * disk.f_frsize // RESERVE_PART)
+    if disk.f_bavail * disk.f_frsize - size_bytes < reserve:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def write_all(fd: int, data: bytes) -> None:

@@ -23,7 +23,7 @@ import trio
 from swarmd.domain.binpkgs import WANTED_KEYS, BinPkg, Format, Measured, described
 from swarmd.domain.errors import Invalid, NotFound, TooLarge, Unavailable
 from swarmd.drivers import xpak
-from swarmd.drivers.files import disk_refusals, open_new, remove, write_all
+from swarmd.drivers.files import disk_refusals, leave_room, open_new, remove, write_all
 from swarmd.drivers.openpgp import (
     CLEAR_HEAD,
     SIGNATURE_BYTES_MAX,
@@ -368,6 +368,7 @@ def _said_by_xpak(file: _File, limits: Limits) -> dict[str, str]:
 def _write(file: _File, container: _Container, fd: int, key: Signer, at_s: int) -> None:
     """In the order that Portage reads from afar: each signature follows what it signs."""
     records: list[str] = []
+    leave_room(fd, file.size_bytes)
 
     def put(name: str, data: bytes) -> None:
         write_all(fd, header(f"{container.prefix}/{name}", len(data), at_s))

@@ -330,3 +330,17 @@ async def test_a_disk_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(OSError):
         await store.put(pieces(b"x"))
     assert store.total_bytes == 0
+
+
+async def test_the_last_of_a_disk_is_left_to_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = BlobStore(tmp_path / "blobs", bytes_max=1 << 30)
+    monkeypatch.setattr("swarmd.drivers.files.RESERVE_BYTES", 1 << 62)
+    monkeypatch.setattr("swarmd.drivers.files.RESERVE_PART", 1)
+    for put in (store.put_bytes(bytes(300_000)), store.put(pieces(bytes(300_000)))):
+        with pytest.raises(Unavailable, match="is full"):
+            await put
+    assert not [each for each in (tmp_path / "blobs").rglob("*") if each.is_file()]
+    monkeypatch.setattr("swarmd.drivers.files.RESERVE_PART", 1_000_000)
+    await store.put_bytes(bytes(300_000))

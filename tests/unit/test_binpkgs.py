@@ -19,7 +19,6 @@ from swarmd.domain.binpkgs import (
     Wanted,
     described,
     explain,
-    header_of,
     index,
     path_of,
     placed,
@@ -135,17 +134,6 @@ def test_the_index_is_sorted_stable_and_leaves_out_what_goes_without_saying() ->
 def test_a_header_that_no_line_can_hold_is_refused(header: dict[str, str]) -> None:
     with pytest.raises(Invalid, match="line of the index"):
         [*index([], header, 1)]
-
-
-def test_a_header_takes_from_portages_settings_what_hosts_need() -> None:
-    settings = {
-        "ARCH": "amd64", "CHOST": "c", "USE_EXPAND_IMPLICIT": "ELIBC KERNEL", "ELIBC": "glibc",
-        "USE_EXPAND_VALUES_ELIBC": "glibc musl", "USE_EXPAND_UNPREFIXED": "ARCH", "HOME": "/root",
-        "TTL": "", "PORTAGE_GPG_KEY": "secret",
-    }  # fmt: skip
-    head = header_of(settings)
-    assert head["USE_EXPAND_VALUES_ELIBC"] == "glibc musl"
-    assert head.keys() == settings.keys() - {"HOME", "TTL", "PORTAGE_GPG_KEY"}
 
 
 def test_each_instance_has_a_place_of_its_own() -> None:
