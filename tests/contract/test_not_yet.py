@@ -15,6 +15,7 @@ from api.buildswarm.payload_routes import Admin
 from api.common.surface import HotRoute, template_of
 from api.jobqueue.routes import ROUTES
 from swarmd.config import Config
+from swarmd.ops.binhost import Staging
 from tests.contract import buildswarm, buildswarm_admin, jobqueue
 from tests.contract.not_yet import NOT_YET
 from tests.contract.table import Operation
@@ -85,7 +86,7 @@ def _hot_routes() -> tuple[HotRoute, ...]:
         *buildswarm_routes.hot_routes(
             cast(Any, None), (*buildswarm_routes.ROUTES, *care_routes.ROUTES)
         ),
-        *binhost.hot_routes(BinHost(cast(Any, None), cast(Any, None), Path(), 1)),
+        *binhost.hot_routes(BinHost(cast(Any, None), cast(Any, None), Staging(Path(), 1))),
     )
 
 
