@@ -53,14 +53,14 @@ async def enqueue(
     queued = await cluster.read(FindQueued(packages))
     new = in_order([package for package in packages if package not in queued], meant.needs)
     group = Group(GroupId(session_id), GroupKind.SESSION, labels={"name": session_name})
+    meanwhile = set[str]()
+    if new:
+        session = await _new_session(cluster, actor, group)
+        meanwhile = await _submit(cluster, actor, session, await _jobs(cluster, meant, new))
+        new = tuple(package for package in new if package not in meanwhile)
     if not new:
         raise Conflict("all of these packages are in the queue already", packages=len(packages))
-    session = await _new_session(cluster, actor, group)
-    meanwhile = await _submit(cluster, actor, session, await _jobs(cluster, meant, new))
     known = tuple(package for package in packages if package in queued or package in meanwhile)
-    new = tuple(package for package in new if package not in meanwhile)
-    if not new:
-        raise Conflict("all of these packages are in the queue already", packages=len(packages))
     return Queued(session, new, known, meant.notes)
 
 
@@ -70,7 +70,8 @@ async def _submit(
     """Which of them somebody else has queued meanwhile; what waits for one waits for that job."""
     known, ids = set[str](), dict[JobId, JobId]()
     for batch in _batches(jobs):
-        batch = tuple(_renamed(job, ids) for job in batch)
+        if ids:
+            batch = tuple(_renamed(job, ids) for job in batch)
         outcomes = await cluster.propose(SubmitJobs(batch, session.id), actor)
         for job, outcome in zip(batch, outcomes, strict=True):
             if isinstance(outcome, Refusal):
