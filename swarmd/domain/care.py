@@ -54,8 +54,9 @@ class CareAction(StrEnum):
 
     @property
     def loses_builds(self) -> bool:
-        """What the builder holds has to be given back before."""
-        return self in (CareAction.KILL_START, CareAction.REBOOT)
+        """What the builder holds has to be given back before: of a restart, too, not every builder
+        gives back by itself what it was at."""
+        return self is not CareAction.ALERT
 
 
 LADDER = tuple(CareAction)

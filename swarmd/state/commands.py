@@ -487,7 +487,7 @@ ANSWERS: dict[type[Any], Any] = {
 ONE_BY_ONE: frozenset[type[Any]] = frozenset({SubmitJobs, CancelJobs})
 """Those that answer a job or a refusal for each of their elements."""
 
-VERSION = 4
+VERSION = 5
 """The newest version of the machine that this program can apply."""
 
 _BUILDS: tuple[type[Any], ...] = (

@@ -29,6 +29,8 @@ leaves nothing in staging and no count of losses once somebody says to try it ag
 TERMINALS_SINCE = 4
 ROLLS_SINCE = 4
 """Rolls that outlive their node, and drones' own tokens."""
+RESTARTS_SINCE = 5
+"""A builder gives back what it holds before it is restarted, too."""
 FIRST = 1
 """In force until the first is raised."""
 

@@ -41,6 +41,7 @@ from swarmd.domain.probes import ProbeStatus
 from swarmd.state import build_commands as b
 from swarmd.state.care_commands import BeginCare, EaseCare, EndCare, ResetCare
 from swarmd.state.care_queries import Cared, ListCare
+from swarmd.state.versions import RESTARTS_SINCE
 from tests.unit.test_state_builds import Builds
 
 PROBE_MS = 30_000
@@ -356,20 +357,34 @@ def events(state: Builds) -> list[CareTaken]:
 
 
 def test_what_a_builder_holds_is_given_back_before_it_is_ended(builds: Builds) -> None:
-    one, two = builds.builder("one"), builds.builder("two")
+    for number, action in enumerate(CareAction):
+        if not action.loses_builds:
+            continue
+        one, two = builds.builder(f"one{number}"), builds.builder(f"two{number}")
+        builds.apply(b.NoteBuilder(one, sort=HostSort.QEMU))
+        package = f"a/p-{number}"
+        builds.queue(package)
+        assert builds.take(one) == [package]
+        stopped = [type(event.body) for event in builds.events].count(AttemptStopped)
+        builds.apply(begin(one, action))
+        assert [type(event.body) for event in builds.events].count(AttemptStopped) == stopped + 1
+        view = builds.view(one)
+        assert not view.held and view.revoked == (package,) and builds.take(one) == []
+        assert builds.take(two) == [package]
+        builds.apply(EndCare(one, True, "", 1))
+        builds.now += 3 * ACT_MS_MAX
+        builds.queue(f"b/p-{number}")
+        assert builds.take(one) == [f"b/p-{number}"]
+
+
+def test_until_all_know_it_a_restart_gives_nothing_back() -> None:
+    builds = Builds(version=RESTARTS_SINCE - 1)
+    one = builds.builder("one")
     builds.queue("a/p-1")
     assert builds.take(one) == ["a/p-1"]
     builds.apply(begin(one))
-    assert [held.package for held in builds.view(one).held] == ["a/p-1"], "a restart waits for it"
-    builds.apply(EndCare(one, True, "", 1))
-    builds.apply(begin(one, CareAction.KILL_START))
-    assert [type(event.body) for event in builds.events].count(AttemptStopped) == 1
-    view = builds.view(one)
-    assert not view.held and view.revoked == ("a/p-1",) and builds.take(one) == []
-    assert builds.take(two) == ["a/p-1"]
-    builds.now += 3 * ACT_MS_MAX
-    builds.queue("a/p-2")
-    assert builds.take(one) == ["a/p-2"]
+    assert [held.package for held in builds.view(one).held] == ["a/p-1"]
+    builds.conn.close()
 
 
 @pytest.mark.parametrize("sort", [HostSort.BARE_METAL, HostSort.UNKNOWN])

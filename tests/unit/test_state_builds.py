@@ -61,9 +61,9 @@ PACKAGE = "dev-libs/openssl-3.2.0"
 
 
 class Builds(State):
-    def __init__(self) -> None:
+    def __init__(self, version: int = c.VERSION) -> None:
         super().__init__()
-        self.apply(c.RaiseVersion(c.VERSION, 1))
+        self.apply(c.RaiseVersion(version, 1))
 
     def queue(self, *packages: str, session: str | None = None, **fields: Any) -> None:
         new = [

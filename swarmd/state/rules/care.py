@@ -20,9 +20,13 @@ from swarmd.state.care_commands import BeginCare, EaseCare, EndCare, ResetCare
 from swarmd.state.rows import Execute, encode
 from swarmd.state.rules.builds import find_builder, give_back, save_builder
 from swarmd.state.tx import Tx
+from swarmd.state.versions import RESTARTS_SINCE, in_force
 
 decode_care = msgspec.msgpack.Decoder(Care).decode
-HELD_BACK_MS = 2 * ACT_MS_MAX
+HELD_BACK_MS = {
+    CareAction.RESTART: ACT_MS_MAX, CareAction.KILL_START: 2 * ACT_MS_MAX,
+    CareAction.REBOOT: 2 * ACT_MS_MAX,
+}  # fmt: skip
 """A builder that is being ended gets nothing for so long."""
 
 
@@ -37,9 +41,9 @@ def begin(tx: Tx, command: BeginCare) -> Care:
     care = find_care(tx.execute, builder.node_id) or Care(builder.node_id)
     if command.rises and command.action.level <= care.level:
         raise Conflict(f"level {command.action.level} is reached already", level=care.level)
-    if command.action.loses_builds:
+    if _gives_back(tx, command.action):
         give_back(tx, builder.node_id, "its builder is about to be ended")
-        until = max(builder.grounded_until or 0, tx.at + HELD_BACK_MS)
+        until = max(builder.grounded_until or 0, tx.at + HELD_BACK_MS[command.action])
         builder = save_builder(tx, replace(builder, grounded_until=until))
     since = care.failing_since if command.failing_since is None else command.failing_since
     care = _save(tx, replace(
@@ -50,6 +54,12 @@ def begin(tx: Tx, command: BeginCare) -> Care:
     level = command.action.level if command.rises else care.level
     tx.emit(CareTaken(builder.node_id, "begun", command.action.value, level, care.detail))
     return care
+
+
+def _gives_back(tx: Tx, action: CareAction) -> bool:
+    if action is CareAction.RESTART and in_force(tx.execute) < RESTARTS_SINCE:
+        return False
+    return action.loses_builds
 
 
 def _check(tx: Tx, builder: Builder, command: BeginCare) -> None:
