@@ -142,7 +142,7 @@ class Chaos:
             await self._drained(world, observer)
             await self._watched(watchers, observer)
             beside.cancel_scope.cancel()
-        self.struck, self.events = stage.struck, observer.ledger.counts
+        self.struck, self.events = self.struck + stage.struck, observer.ledger.counts
         await world.settle()
         self._check(world, observer)
 
@@ -188,7 +188,12 @@ class Chaos:
                 await trio.sleep(0.2)
         if waiting.cancelled_caught:
             raise Broken(f"{ledger.open[:5]} have not ended in {DRAIN_S:g} s of calm")
-        with trio.move_on_after(DRAIN_S) as waiting:
+        await self._voters_are_well(world)
+        if await self._lose_a_voter(world):
+            await self._voters_are_well(world)
+
+    async def _voters_are_well(self, world: World) -> None:
+        with trio.move_on_after(DRAIN_S):
             while True:
                 try:
                     check_voters(world)
@@ -196,6 +201,17 @@ class Chaos:
                 except Broken:
                     await trio.sleep(0.5)
         check_voters(world)
+
+    async def _lose_a_voter(self, world: World) -> bool:
+        """One is gone for good, where another can have its vote and the rest can go on: whether
+        that is so."""
+        view = world.replica(world.leaders()[0]).log_view()
+        if not view.learners or len(view.voters) < 3:
+            return False
+        voters = sorted(world.name_of(voter) for voter in view.voters)
+        await world.crash(random.Random(f"{self.seed}lost").choice(voters), power=True)
+        self.struck["lost"] += 1
+        return True
 
     async def _watched(self, watchers: Sequence[Watcher], observer: Observer) -> None:
         """To the last event that was before now; then each was told of all it wanted."""
