@@ -14,6 +14,7 @@ import trio
 
 from swarmd.cluster.opening import OpeningSettings
 from swarmd.domain.errors import Invalid
+from swarmd.domain.jobs import NodeId
 from swarmd.sim.bottle import Bottle
 from swarmd.sim.faults import FAULTS_MAX, LEADER, Fault, Kind, draw
 from swarmd.sim.harm import KINDS
@@ -77,6 +78,17 @@ class Estate(Bottle):
     def in_order(self, names: Iterable[str]) -> list[str]:
         """As they were described."""
         return sorted(names, key=lambda name: (self._places.get(name, len(self._places)), name))
+
+    def in_charge(self, name: str) -> bool:
+        """Whether this leader goes on, and reaches most who vote."""
+        if self.hosts[name].gate.shut:
+            return False
+        me, voters = self.node_id(name), self.replica(name).log_view().voters
+        return 2 * sum(peer == me or self._meets(me, peer) for peer in voters) > len(voters)
+
+    def _meets(self, one: NodeId, other: NodeId) -> bool:
+        wires = self.network.up
+        return one in wires and wires[one].linked(other) and not wires[other].gate.shut
 
     async def _join(self, names: Sequence[str], by: str) -> None:
         with trio.fail_after(ARRIVE_S_MAX):

@@ -295,9 +295,9 @@ class Observer(Witness):
             raise Broken(f"{job_id} is taken from {node_id}, where it still runs")
 
 
-def check_voters(world: World) -> None:
+def check_voters(world: World, more: int = 0) -> None:
     """As it has to be in a swarm of few hosts once all is calm: as many as are wanted, of those who
-    are there. One more may be left of a leader that was to leave and did not: it stays."""
+    are there. `more` may be left of leaders that were to leave and did not: they stay."""
     leader = max(
         world.leaders(), key=lambda name: world.replica(name).leadership().term, default=None
     )
@@ -309,7 +309,7 @@ def check_voters(world: World) -> None:
     if missing := there - members:
         raise Broken(f"{sorted(missing)} have replicas, and are no members of the log")
     wanted = min(len(there), world.voters.voters)
-    if view.joint or not wanted <= len(view.voters) <= wanted + 1 or not {*view.voters} <= there:
+    if view.joint or not wanted <= len(view.voters) <= wanted + more or not {*view.voters} <= there:
         joint = ", between two sets" if view.joint else ""
         raise Broken(f"of {sorted(there)} {wanted} are to vote, and {view.voters} do{joint}")
     away = sorted(n for n in there if not world.replica(leader).peer(n).alive)

@@ -90,7 +90,8 @@ class Tally(Ledger):
 
 @dataclass
 class Leading:
-    """Who led last, as far as anybody saw, and for how long nobody did."""
+    """Who led last, as far as anybody saw, and for how long nobody did: who is stopped, or cut off
+    from most voters, leads nobody."""
 
     name: str | None = None
     term: int = 0
@@ -195,7 +196,8 @@ class Story:
         leading.name, leading.term = name, term
 
     def _leader(self) -> tuple[str, int] | None:
-        terms = {n: self.estate.replica(n).leadership().term for n in self.estate.leaders()}
+        leaders = [name for name in self.estate.leaders() if self.estate.in_charge(name)]
+        terms = {name: self.estate.replica(name).leadership().term for name in leaders}
         name = max(terms, key=lambda n: terms[n], default=None)
         return None if name is None else (name, terms[name])
 

@@ -47,6 +47,8 @@ CALM_S = 180.0
 """After that all hosts are up again, whatever was done to them."""
 DRAIN_S = 120.0
 """A silent executor is waited for, and what it held runs elsewhere."""
+LEAVING = ("leave", "remove", "remove-while-away")
+"""A leader that is to go has another vote first, and may then stay."""
 WATCHED_S = 30.0
 """By then who watches has seen all there was."""
 
@@ -139,7 +141,8 @@ class Chaos:
                 await self._strike(stage)
                 await trio.sleep(TAIL_S)
                 users.over = True
-            await self._drained(world, observer)
+            await self._drained(observer)
+            await self._settled(stage)
             await self._watched(watchers, observer)
             beside.cancel_scope.cancel()
         self.struck, self.events = self.struck + stage.struck, observer.ledger.counts
@@ -180,27 +183,21 @@ class Chaos:
 
     # What must be so in the end
 
-    async def _drained(self, world: World, observer: Observer) -> None:
-        """Nothing befalls any more: all work ends, and all is as it is to be."""
+    async def _drained(self, observer: Observer) -> None:
+        """Nothing befalls any more: all work ends."""
         ledger = observer.ledger
         with trio.move_on_after(DRAIN_S) as waiting:
             while ledger.open:
                 await trio.sleep(0.2)
         if waiting.cancelled_caught:
             raise Broken(f"{ledger.open[:5]} have not ended in {DRAIN_S:g} s of calm")
-        await self._voters_are_well(world)
-        if await self._lose_a_voter(world):
-            await self._voters_are_well(world)
 
-    async def _voters_are_well(self, world: World) -> None:
-        with trio.move_on_after(DRAIN_S):
-            while True:
-                try:
-                    check_voters(world)
-                    return
-                except Broken:
-                    await trio.sleep(0.5)
-        check_voters(world)
+    async def _settled(self, stage: Stage) -> None:
+        """All vote who are to, also when one of them is gone for good."""
+        more = int(any(stage.struck[kind] for kind in LEAVING))
+        await _voters_are_well(stage.world, more)
+        if await self._lose_a_voter(stage.world):
+            await _voters_are_well(stage.world, more)
 
     async def _lose_a_voter(self, world: World) -> bool:
         """One is gone for good, where another can have its vote and the rest can go on: whether
@@ -275,6 +272,17 @@ class Onlooker(Observer):
         everyone = {*conf.voters, *conf.learners, *conf.learners_next}
         if len(everyone) > self._world.settings.replica.replicas_max:
             raise Broken(f"these have replicas, and are more than may: {sorted(everyone)}")
+
+
+async def _voters_are_well(world: World, more: int) -> None:
+    with trio.move_on_after(DRAIN_S):
+        while True:
+            try:
+                check_voters(world, more)
+                return
+            except Broken:
+                await trio.sleep(0.5)
+    check_voters(world, more)
 
 
 def _token_of(job_id: str) -> str:

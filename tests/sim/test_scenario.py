@@ -78,6 +78,24 @@ def test_who_leads_loses_power_and_another_leads_and_its_jobs_run_again() -> Non
         assert line.startswith("simulated")
 
 
+@pytest.mark.parametrize("kind", ["freeze", "cut-off"])
+def test_a_leader_that_nobody_hears_of_leads_nobody(kind: str) -> None:
+    schedule = (Fault(10.0, kind, "n1", for_s=15.0),)
+    found = Run(of_five(schedule=schedule, seconds=45.0)).live()
+    summary = found["summary"]
+    assert summary["leader"]["changes"] == 1
+    assert 0.5 < summary["leader"]["longest_without_s"] < 10
+    (led,) = moments(found, "leader")
+    assert " s with none" in led and not led.startswith("n1 ")
+
+
+def test_a_leader_that_is_stopped_for_a_moment_leads_on() -> None:
+    found = Run(of_five(schedule=(Fault(10.0, "freeze", "n1", for_s=0.4),), seconds=30.0)).live()
+    leader = found["summary"]["leader"]
+    assert leader["changes"] == 0 and moments(found, "leader") == []
+    assert 0.2 < leader["longest_without_s"] < 1
+
+
 def test_without_most_voters_nothing_is_written_until_they_are_back() -> None:
     lost = of_five(kill=("n1", "n2"), kill_at_s=10.0, seconds=50.0)
     summary = Run(lost).live()["summary"]
