@@ -1,6 +1,6 @@
 """Programs of two versions in one small world: the older one's words hold until all are new.
 
-An older program is one that knows the machine up to version 1: it ends rather than go beyond.
+An older program is one that knows the machine up to some version: it ends rather than go beyond.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from swarmd.cluster.opening import OpeningSettings
 from swarmd.domain.errors import NotFound, SwarmError, Unavailable
 from swarmd.domain.terminals import TerminalEnd
 from swarmd.sim.world import CLIENT, World
-from swarmd.state.commands import VERSION
+from swarmd.state.commands import SINCE, VERSION
 from swarmd.state.terminal_commands import EndTerminal
 from swarmd.state.versions import Outdated
 from tests.sim.world import simulated
 
-OLD = VERSION - 1
 ALL = ("a", "b", "c")
 NEW = EndTerminal("none", TerminalEnd.LEFT)
-"""Of those that came with this version."""
+"""Of those that came late: an older version may have brought no command."""
+OLD = SINCE[EndTerminal] - 1
 RAISED_S = 8.0
 
 
