@@ -16,7 +16,6 @@ HALVES = "it takes a crash within the round trip of a joint membership, and betw
 COSTS = "it costs time or memory, and no rule of a history"
 TWICE = "another check stands behind it, and each is tested without the other"
 LIARS = "no simulated node says what is not so"
-FIVE = "a run of chaos has five hosts at the most, and five may vote"
 LATE = "who waits is told at its deadline alone: it costs time, and no rule of a history"
 VOUCHED = "a leader itself asks no sooner (`Vouching.ask`)"
 ALONE = "no fault takes a log away alone"
@@ -81,14 +80,11 @@ WHY: dict[str, str] = {
     "a second change of members while one is under way": TWICE,
     # What no run has
     "speaks for another node": LIARS,
-    "as many vote as there are": FIVE,
     "a batch that is refused in part leaves its events behind": "no rule that clients of chaos come"
     " to tells of anything before it refuses",
     "a lease begins anew where work begins": RUNNER,
     "the dead of another's tale are dead at once": HINT,
     "new work goes to hosts that are silent": COSTS,
-    "a voter that is gone is never replaced": "every host comes back before the end, so the voters"
-    " are those again that were",
     "a copy of a host that is down gets its name": "no host of chaos is a copy of another",
     "a name is given over while its last lease runs": "no host of chaos comes back under its old"
     " name before the last one's lease is over",
@@ -156,10 +152,8 @@ WHY: dict[str, str] = {
     "a removal counts on voters that are not there": f"{SPARED}, so there is nothing to refuse",
     "the only voter goes, and nobody has all that it had": f"{SPARED}, never the only voter; of"
     " several the others have all, whoever gets its vote",
-    "a voter that is gone keeps its vote beside its successor's": f"{FIVE}, and all are there in"
-    " the end",
     "takes voters out until no quorum is left": "a member is taken out of the log after 600 s, and"
-    " no host of chaos is away for as long",
+    " no run of chaos lasts as long after it lost one",
     "counts anew after its log was lost": f"{ALONE}; one that is put back is some seconds old, and"
     " goes on from a boot of then: it has to have been started again in between",
     "a watch begins before the replica heeds it": "it takes an event of the sort that is watched"
