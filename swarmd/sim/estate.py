@@ -35,8 +35,10 @@ LIGHT_EVERY_S = 30.0
 HEAVY_EVERY_S = 3.0
 _DRAWN_EVERY_S = 1.5
 """As faults.draw has it, on the average."""
-WITHOUT_VICTIM = ("join", "power-everywhere", "weather")
-"""These befall all, or who is yet to come."""
+WITHOUT_VICTIM = ("power-everywhere", "weather")
+"""These befall all."""
+STRIKING = {name: kind for name, kind in KINDS.items() if name != "join"}
+"""Of an estate everybody is there from the beginning."""
 
 
 class Estate(Bottle):
@@ -107,8 +109,8 @@ class Blows(Stage):
     """What befalls an estate. A machine that is gone for good is brought up by nobody."""
 
     def __init__(
-        self, estate: Estate, told: Callable[[float, Fault], None],
-        kinds: Mapping[str, Kind] = KINDS,
+        self, estate: Estate, told: Callable[[float, Fault, bool], None],
+        kinds: Mapping[str, Kind] = STRIKING,
     ) -> None:  # fmt: skip
         super().__init__(estate, kinds)
         self._estate = estate
@@ -126,9 +128,9 @@ class Blows(Stage):
     async def _strike(self, fault: Fault) -> None:
         at = trio.current_time()
         fault = self._aimed(fault)
-        if await self._kinds[fault.kind].strike(self, fault):
-            self.struck[fault.kind] += 1
-            self._told(at, fault)
+        struck = await self._kinds[fault.kind].strike(self, fault)
+        self.struck[fault.kind] += struck
+        self._told(at, fault, struck)
 
     def _aimed(self, fault: Fault) -> Fault:
         """Who is meant by the leader, as of now."""
@@ -168,7 +170,7 @@ class Blows(Stage):
 
 def draw_faults(how: str, seed: int, names: Sequence[str], seconds: float) -> list[Fault]:
     """`light` or `heavy`, over so many seconds."""
-    kinds = {name: KINDS[name] for name in LIGHT_KINDS} if how == "light" else dict(KINDS)
+    kinds = {name: KINDS[name] for name in LIGHT_KINDS} if how == "light" else STRIKING
     if len(names) == 1:
         kinds = {name: kind for name, kind in kinds.items() if not kind.pair}
     every_s = LIGHT_EVERY_S if how == "light" else HEAVY_EVERY_S
@@ -196,6 +198,11 @@ def check_victims(schedule: Sequence[Fault], topology: Topology) -> None:
                 raise Invalid(
                     f"fault {number} is about {who[:80]!r}, which is no node of this swarm; {there}"
                 )
+        if fault.kind not in STRIKING:
+            raise Invalid(
+                f"fault {number}: nodes of this swarm are there from the beginning, so a fault of"
+                f" the kind {fault.kind} befalls none; there are {listed([*STRIKING])}"
+            )
         if not fault.victim and fault.kind not in WITHOUT_VICTIM:
             raise Invalid(
                 f"fault {number}: a fault of the kind {fault.kind} befalls a node: say which, as"

@@ -84,6 +84,7 @@ def summarize(seen: Seen) -> dict[str, Any]:
             "to_their_end": runs.count("exit"),
             "redone_s": _round(story.redone_s()),
         },
+        "faults_struck": story.struck,
         "leader": {
             "at_the_end": None if leading.none_since is not None else leading.name,
             "changes": leading.changes,

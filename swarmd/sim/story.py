@@ -109,6 +109,8 @@ class Story:
         self.tally = self.observer.ledger = Tally(self.observer)
         estate.runs = WatchedRuns(self.observer)
         self.moments: list[Moment] = []
+        self.struck = 0
+        """Faults that harmed somebody."""
         self.untold = 0
         """Moments beyond the bound."""
         self.samples: list[Sample] = []
@@ -141,11 +143,15 @@ class Story:
     def tell(self, kind: str, words: str, names: tuple[str, ...] = ()) -> None:
         self._tell(self.now_s, kind, words, names)
 
-    def tell_fault(self, at: float, fault: Fault) -> None:
+    def tell_fault(self, at: float, fault: Fault, struck: bool) -> None:
+        """Also of one that found nothing that it could harm, or was refused."""
+        self.struck += struck
         about = " and ".join(name for name in (fault.victim, fault.other) if name)
         lasts = f" for {fault.for_s:.1f} s" if fault.for_s else ""
         how = ", ".join(f"{word} {value:g}" for word, value in sorted(fault.how.items()))
         words = f"{fault.kind} {about}".rstrip() + lasts + (f" ({how})" if how else "")
+        if not struck:
+            words += ": nothing came of it"
         self._tell(at - (self.began or 0.0), "fault", words, _names(fault.victim, fault.other))
 
     def _tell(self, at_s: float, kind: str, words: str, names: tuple[str, ...]) -> None:

@@ -96,6 +96,13 @@ def test_a_leader_that_is_stopped_for_a_moment_leads_on() -> None:
     assert 0.2 < leader["longest_without_s"] < 1
 
 
+def test_a_fault_that_finds_nothing_to_harm_is_told_as_one() -> None:
+    schedule = (Fault(5.0, "transfer", "leader"), Fault(8.0, "crash", "n2", for_s=1.0))
+    found = Run(of_five(schedule=schedule, seconds=20.0)).live()
+    assert found["summary"]["faults_struck"] == 1
+    assert moments(found, "fault") == ["transfer n1: nothing came of it", "crash n2 for 1.0 s"]
+
+
 def test_without_most_voters_nothing_is_written_until_they_are_back() -> None:
     lost = of_five(kill=("n1", "n2"), kill_at_s=10.0, seconds=50.0)
     summary = Run(lost).live()["summary"]
@@ -192,7 +199,8 @@ def test_faults_are_drawn_from_the_seed_and_told() -> None:
     check_victims(schedule, equal_nodes(5))
     found = Run(of_five(faults="heavy", schedule=tuple(schedule))).live()
     assert found["broken"] is None
-    assert len(moments(found, "fault")) > 5
+    assert len(moments(found, "fault")) == len(schedule)
+    assert 5 < found["summary"]["faults_struck"] <= len(schedule)
     assert found["summary"]["jobs"]["completed"] > 5
 
 
@@ -285,6 +293,7 @@ def test_what_contradicts_itself_is_refused(more: dict[str, Any], words: str) ->
     ("fault", "words"),
     [
         (Fault(1.0, "crash", "n9"), "'n9', which is no node"),
+        (Fault(1.0, "join", "n1"), "there from the beginning"),
         (Fault(1.0, "pair", "n1", "x"), "'x', which is no node"),
         (Fault(1.0, "flapping", "n1", for_s=5.0), "'out_s' between 0.1 and 1.5"),
         (Fault(1.0, "flapping", "n1", for_s=5.0, how={"out_s": 0, "in_s": 0}), "'out_s' between"),
