@@ -25,8 +25,9 @@ def remove(node: str, force: bool, as_json: bool, data_dir: Path | None) -> None
     """Take NODE (a name or an id) out of the swarm for good.
 
     For a host that does not come back. Its jobs are queued again once nothing of them can run there
-    any more, its id is never taken in again;
-    the host can only join as a new node. A node that runs had better leave: `swarmd leave` on it.
+    any more, its id is never taken in again; the host can only join as a new node. A node that runs
+    had better leave: `swarmd leave` on it. A drone that runs no node is forgotten so, once it is
+    stopped and counts as offline; it may register again.
     """
     done = find_daemon(data_dir).post(
         "/api/v1/members/remove", {"node": node, "force": force}, timeout_s=CHANGE_TIMEOUT_S

@@ -27,6 +27,7 @@ from swarmd.ops.syncs import Syncs
 from swarmd.state.build_commands import (
     ControlBuilds,
     FinishBuild,
+    ForgetBuilder,
     NoteBuilder,
     PutBuilder,
     TakeBuilds,
@@ -48,7 +49,7 @@ from swarmd.state.build_queries import (
 from swarmd.state.build_queries import BuildFilter as BuildFilter
 from swarmd.state.build_queries import SessionView as SessionView
 from swarmd.state.queries import ListJobs, ListTotals
-from swarmd.state.versions import BUILDS_SINCE, ORDER_SINCE, check_since
+from swarmd.state.versions import BUILDS_SINCE, FORGET_SINCE, ORDER_SINCE, check_since
 
 REVOKED_AT_ONCE = 100
 CONTROL_AT_ONCE = 100
@@ -292,6 +293,14 @@ async def note_builder(
     view = await find_builder(cluster, name)
     await cluster.propose(NoteBuilder(view.node.id, paused, sort), actor)
     return view
+
+
+async def forget(cluster: Cluster, actor: Actor, name: str) -> int:
+    """A builder from outside does not come back: how many packages it gave back. NotFound;
+    Conflict: it is there, or a node of the swarm."""
+    view = await find_builder(cluster, name)
+    check_since(cluster.cluster_version(), FORGET_SINCE, "forgetting drones")
+    return await cluster.propose(ForgetBuilder(view.node.id), actor)
 
 
 # What everybody sees

@@ -19,6 +19,7 @@ from swarmd.domain.actors import Actor
 from swarmd.domain.errors import NotFound, SwarmError, Unavailable
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Node, NodeKind
+from swarmd.ops import builds
 from swarmd.state.queries import ListNodes
 
 REMOVE_S_MAX = 30.0
@@ -30,9 +31,16 @@ SHUT_OUT_S_MAX = 5.0
 
 
 async def remove(cluster: Cluster, actor: Actor, wanted: str, force: bool) -> MemberRemoved:
-    """Take a node out for good, by name or id. NotFound; Conflict: it is alive and `force` is not
-    set, or the log would be left without a quorum."""
-    node_id = await find_member(cluster, wanted)
+    """Take a node out for good, by name or id; also a builder that is no member. NotFound;
+    Conflict: it is alive and `force` is not set, or the log would be left without a quorum."""
+    try:
+        node_id = await find_member(cluster, wanted)
+    except NotFound as unknown:
+        try:
+            await builds.forget(cluster, actor, wanted)
+        except NotFound:
+            raise unknown from None
+        return MemberRemoved(wanted, len(cluster.log_view().voters))
     return await _remove(cluster, RemoveMember(node_id, actor, force))
 
 

@@ -29,6 +29,13 @@ class NoteBuilder(Command[Builder], frozen=True):
     sort: HostSort | None = None
 
 
+class ForgetBuilder(Command[int], frozen=True):
+    """A builder from outside is no more, nor what is known of it; what it held goes back. How much
+    that was. NotFound: no such builder. Conflict: it is there, or a node of the swarm."""
+
+    node_id: NodeId
+
+
 class NotePresence(Command[int], frozen=True):
     """Builders that came or went, as the leader sees it; those that are gone are passed over.
     Fenced by term."""

@@ -30,6 +30,7 @@ from swarmd.state.build_commands import (
     ControlBuilds,
     DropStaged,
     FinishBuild,
+    ForgetBuilder,
     NoteBuilder,
     NotePresence,
     PutBuilder,
@@ -351,6 +352,7 @@ AnyCommand = (
     | DropTokens
     | RaiseVersion
     | PutBuilder
+    | ForgetBuilder
     | NoteBuilder
     | NotePresence
     | TakeBuilds
@@ -450,6 +452,7 @@ ANSWERS: dict[type[Any], Any] = {
     DropTokens: int,
     RaiseVersion: int,
     PutBuilder: Builder,
+    ForgetBuilder: int,
     NoteBuilder: Builder,
     NotePresence: int,
     TakeBuilds: tuple[Job, ...],
@@ -506,6 +509,7 @@ SINCE: dict[type[Any], int] = {
     BeginTerminal: 4,
     EndTerminal: 4,
     ForgetTerminals: 4,
+    ForgetBuilder: 5,
     LoseAttempts: 2,
     HoldAttempts: 2,
 }

@@ -70,6 +70,7 @@ RULES: dict[type[Any], Callable[[Tx, Any], Any]] = {
     c.PruneEvents: nodes.prune_events,
     c.RaiseVersion: nodes.raise_version,
     b.PutBuilder: builds.put_builder,
+    b.ForgetBuilder: builds.forget,
     b.NoteBuilder: builds.note_builder,
     b.NotePresence: builds.note_presence,
     b.TakeBuilds: builds.take,

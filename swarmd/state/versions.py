@@ -31,6 +31,8 @@ ROLLS_SINCE = 4
 """Rolls that outlive their node, and drones' own tokens."""
 RESTARTS_SINCE = 5
 """A builder gives back what it holds before it is restarted, too."""
+FORGET_SINCE = 5
+"""Builders from outside are forgotten by a word of an operator, and their host keys with them."""
 FIRST = 1
 """In force until the first is raised."""
 

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
+import pytest
 import trio
 
 from swarmd.cluster.handle import Hosted
 from swarmd.control.attendance import LEASE_S, OFFLINE_S, SILENT_S
 from swarmd.domain.actors import Actor
 from swarmd.domain.builds import Control, Outcome
+from swarmd.domain.errors import Conflict, NotFound
 from swarmd.domain.packages import parse_all
-from swarmd.ops import builds, queueing
+from swarmd.ops import builds, members, queueing
 from swarmd.ops.builds import BuilderSays, BuildFilter
 from swarmd.ops.events import list_events
 from swarmd.ops.trees import Meant, literal
@@ -121,6 +123,30 @@ async def test_what_a_silent_drone_holds_goes_back(bottle: Bottle) -> None:
         lambda c: list_events(c, ("BuilderChanged",), limit=10, since=0),
     )
     assert [event.body.what for event in events] == ["online", "offline", "online", "joined"]  # type: ignore[union-attr]
+
+
+@bottled(77)
+async def test_a_drone_that_does_not_come_back_is_forgotten_as_a_node_is(bottle: Bottle) -> None:
+    await bottle.populate("a", "b", "c")
+    await queue(bottle, NAMES[0])
+    await register(bottle, "one")
+    assert await work(bottle, "one") == NAMES[0]
+
+    async def forget(name: str) -> str:
+        done = await ask(bottle, lambda c: members.remove(c, ADMIN, name, force=False))
+        return done.name
+
+    with pytest.raises(Conflict, match="stop it first"):
+        await forget("one")
+    with pytest.raises(NotFound, match="no node of this swarm"):
+        await forget("two")
+    await until(bottle, lambda n: n.needed == 1, OFFLINE_S + 20)
+    assert await forget("one") == "one"
+    assert not await ask(bottle, lambda c: c.read(ListBuilders()))
+    with pytest.raises(NotFound, match="no node of this swarm"):
+        await forget("one")
+    await register(bottle, "one")
+    assert await work(bottle, "one") == NAMES[0]
 
 
 @bottled(72)

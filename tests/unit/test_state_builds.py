@@ -55,6 +55,7 @@ from swarmd.state import build_commands as b
 from swarmd.state import build_queries as bq
 from swarmd.state import commands as c
 from swarmd.state import queries as q
+from swarmd.state.rules.payloads import host_key_setting
 from tests.unit.test_state_jobs import State
 
 PACKAGE = "dev-libs/openssl-3.2.0"
@@ -536,6 +537,29 @@ def test_a_host_that_was_set_up_anew_takes_its_name_once_the_old_one_is_gone(
     state.node("member")
     with pytest.raises(Conflict, match="another node is called member"):
         state.apply(b.PutBuilder(anew, node=Node(anew, "member", NodeKind.DRONE)))
+
+
+def test_a_builder_from_outside_is_forgotten_once_it_is_gone(state: Builds) -> None:
+    state.queue(PACKAGE)
+    one = state.builder("one")
+    state.take(one)
+    key = host_key_setting(one)
+    state.apply(c.PutSetting(key, b"ssh-ed25519 AAAA", only_new=True))
+    with pytest.raises(Conflict, match="stop it first"):
+        state.apply(b.ForgetBuilder(one))
+    state.apply(b.NotePresence((), (one,), 1))
+    assert state.apply(b.ForgetBuilder(one)) == 1
+    assert not state.ask(bq.ListBuilders()) and state.counts() == (1, 0, 0, 0, 0)
+    assert state.conn.execute("SELECT count(*) FROM settings WHERE key = ?", (key,)).fetchone() == (
+        0,
+    )
+    with pytest.raises(NotFound):
+        state.apply(b.ForgetBuilder(one))
+    assert state.take(state.builder("one")) == [PACKAGE], "it may come again"
+    state.node("member")
+    state.apply(b.PutBuilder(NodeId("member")))
+    with pytest.raises(Conflict, match="a node of the swarm"):
+        state.apply(b.ForgetBuilder(NodeId("member")))
 
 
 def test_a_member_that_is_removed_leaves_nothing_of_its_builder(state: Builds) -> None:

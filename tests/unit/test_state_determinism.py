@@ -15,7 +15,7 @@ import pytest
 
 from swarmd.domain.actors import Actor
 from swarmd.domain.binpkgs import BinPkg
-from swarmd.domain.builds import Control, HostSort, Outcome
+from swarmd.domain.builds import OUTSIDE, Control, HostSort, Outcome
 from swarmd.domain.care import CareAction
 from swarmd.domain.groups import Group, GroupKind
 from swarmd.domain.jobs import (
@@ -255,7 +255,8 @@ class Story:
         return f"app-misc/p-{self.rng.randint(1, 5)}"
 
     def builder(self) -> NodeId:
-        return NodeId(self.rng.choice(("n1", "n2", "d1", "d2", "d3", "sweeper-1")))
+        outside = [f"{OUTSIDE}{name}" for name in ("d1", "d2", "d3", "sweeper-1")]
+        return NodeId(self.rng.choice(("n1", "n2", *outside)))
 
     def queue(self, term: int) -> c.SubmitJobs:
         new = []
@@ -273,7 +274,8 @@ class Story:
     def put_builder(self, term: int) -> b.PutBuilder:
         node_id, node = self.builder(), None
         if not node_id.startswith("n"):
-            node = Node(node_id, node_id, NodeKind.DRONE, labels=self.labels())
+            name = node_id.removeprefix(OUTSIDE)
+            node = Node(node_id, name, NodeKind.DRONE, labels=self.labels())
         return b.PutBuilder(node_id, self.rng.random() < 0.8, self.rng.choice(("", "today")), node)
 
     def note_builder(self, term: int) -> b.NoteBuilder:
@@ -350,7 +352,7 @@ class Story:
 
     def release_payload(self, term: int) -> p.ReleasePayload:
         rng = self.rng
-        return p.ReleasePayload(rng.choice([*PayloadSort]), rng.choice(("", "d1")), "x")
+        return p.ReleasePayload(rng.choice([*PayloadSort]), rng.choice(("", f"{OUTSIDE}d1")), "x")
 
     def note_deployment(self, term: int) -> p.NoteDeployment:
         rng, node_id, sort = self.rng, self.builder(), self.rng.choice([*PayloadSort])
@@ -386,6 +388,9 @@ class Story:
 
     def drop_drone_token(self, term: int) -> c.DropDroneToken:
         return c.DropDroneToken(self.rng.choice(("one", "two", "-")))
+
+    def forget_builder(self, term: int) -> b.ForgetBuilder:
+        return b.ForgetBuilder(self.builder())
 
     def forget_host_key(self, term: int) -> p.ForgetHostKey:
         return p.ForgetHostKey(self.builder())
@@ -443,7 +448,7 @@ MAKERS = [
     *[Story.remove_binpkg] * 3, Story.replace_binpkg,
     Story.begin_care, *[Story.end_care] * 2, Story.ease_care, Story.reset_care,
     *[Story.put_payload] * 2, Story.drop_payload, Story.hold_payload, Story.release_payload,
-    Story.note_deployment, Story.forget_host_key, Story.put_host_key,
+    Story.note_deployment, Story.forget_builder, Story.forget_host_key, Story.put_host_key,
     *[Story.begin_roll] * 2, Story.take_roll, Story.note_roll, Story.end_roll,
     Story.put_drone_token, Story.drop_drone_token,
     Story.begin_terminal, *[Story.end_terminal] * 2, Story.forget_terminals,

@@ -281,6 +281,8 @@ def build(state: State) -> None:
     order(state, one)
     deploy(state, one)
     log_in(state, one)
+    state.apply(b.NotePresence((), (one,), 1))
+    state.apply(b.ForgetBuilder(one))
 
 
 def order(state: State, node_id: NodeId) -> None:

@@ -22,11 +22,12 @@ from swarmd.domain.builds import (
 )
 from swarmd.domain.errors import Conflict, NotFound
 from swarmd.domain.events import BuilderChanged, JobAssigned, NodeChanged, PackageBuilt
-from swarmd.domain.jobs import AttemptId, AttemptStatus, Job, JobStatus, Result
+from swarmd.domain.jobs import AttemptId, AttemptStatus, Job, JobStatus, NodeId, Result
 from swarmd.domain.nodes import Node, NodeKind
 from swarmd.state.build_commands import (
     BuildEnd,
     FinishBuild,
+    ForgetBuilder,
     NoteBuilder,
     NotePresence,
     PutBuilder,
@@ -35,6 +36,7 @@ from swarmd.state.build_commands import (
     TakeBuilds,
     TakeRevoked,
 )
+from swarmd.state.payload_commands import ForgetHostKey
 from swarmd.state.rows import Execute, decode_spec, encode
 from swarmd.state.rules import binhost, blocking
 from swarmd.state.rules.blocking import decode_builder
@@ -50,8 +52,9 @@ from swarmd.state.rules.moves import (
     whole,
 )
 from swarmd.state.rules.nodes import find_node, save_node
+from swarmd.state.rules.payloads import forget_host_key
 from swarmd.state.tx import Tx
-from swarmd.state.versions import FORGOTTEN_SINCE, ONCE_SINCE, in_force
+from swarmd.state.versions import FORGET_SINCE, FORGOTTEN_SINCE, ONCE_SINCE, in_force
 
 PAUSED = "builds.paused"
 """The setting that holds the whole queue of packages; b"1"."""
@@ -120,11 +123,28 @@ def _make_way(tx: Tx, node: Node) -> Builder | None:
     other = find_builder(tx.execute, row[0])
     if other is None or other.online:
         return None
-    give_back(tx, other.node_id, "another has its builder's name")
-    forget_builder(tx, other.node_id)
-    tx.execute("DELETE FROM nodes WHERE id = ?", (other.node_id,))
-    tx.emit(NodeChanged(other.node_id, "removed"))
+    _forget(tx, other.node_id, "another has its builder's name")
     return other
+
+
+def forget(tx: Tx, command: ForgetBuilder) -> int:
+    builder = _builder(tx, command.node_id)
+    if not builder.node_id.startswith(OUTSIDE):
+        raise Conflict("it is a node of the swarm, which is removed as one")
+    if builder.online:
+        raise Conflict(
+            "it is there, and would come back with its next request: stop it first; it counts as"
+            " gone when nothing was heard of it for a while"
+        )
+    return _forget(tx, builder.node_id, "its builder was forgotten")
+
+
+def _forget(tx: Tx, node_id: NodeId, reason: str) -> int:
+    held = give_back(tx, node_id, reason)
+    forget_builder(tx, node_id)
+    tx.execute("DELETE FROM nodes WHERE id = ?", (node_id,))
+    tx.emit(NodeChanged(node_id, "removed"))
+    return held
 
 
 def forget_builder(tx: Tx, node_id: str) -> None:
@@ -134,6 +154,8 @@ def forget_builder(tx: Tx, node_id: str) -> None:
         tables += ["care", "payload_places"]
     for table in tables:
         tx.execute(f"DELETE FROM {table} WHERE node_id = ?", (node_id,))
+    if in_force(tx.execute) >= FORGET_SINCE:
+        forget_host_key(tx, ForgetHostKey(NodeId(node_id)))
 
 
 def note_builder(tx: Tx, command: NoteBuilder) -> Builder:
