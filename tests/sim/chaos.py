@@ -203,7 +203,8 @@ class Chaos:
         """One is gone for good, where another can have its vote and the rest can go on: whether
         that is so."""
         view = world.replica(world.leaders()[0]).log_view()
-        if not view.learners or len(view.voters) < 3:
+        there = {world.node_id(name) for name in world.up()}
+        if not there.intersection(view.learners) or len(view.voters) < 3:
             return False
         voters = sorted(world.name_of(voter) for voter in view.voters)
         await world.crash(random.Random(f"{self.seed}lost").choice(voters), power=True)
