@@ -426,7 +426,7 @@ def _sees_whole(node: HostNode, voters: int) -> bool:
 def five_hosts(folder: Path, voters: int = VOTERS) -> Iterator[Five]:
     """A whole swarm of five hosts. Nothing of it is left, neither processes nor mounts."""
     need("root", "netns", "cc")
-    library = _clock_library(folder)
+    library = clock_library(folder)
     trace = folder / "trace"
     trace.touch()
     trace.chmod(0o666)  # jobs may run as another account
@@ -484,7 +484,7 @@ def _small_disk(at: Path) -> Iterator[None]:
         _run("umount", "--lazy", str(at))
 
 
-def _clock_library(folder: Path) -> Path:
+def clock_library(folder: Path) -> Path:
     source, library = folder / "clock.c", folder / "clock.so"
     source.write_text(_CLOCK)
     _run("cc", "-shared", "-fPIC", "-O1", "-o", str(library), str(source), "-ldl")

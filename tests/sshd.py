@@ -32,6 +32,7 @@ class Sshd:
     options: tuple[str, ...]
     env: dict[str, str]
     sftp_server: str
+    within: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     def target(self, **changes: Any) -> SshTarget:
@@ -87,8 +88,9 @@ class Sshd:
         config.write_text("\n".join([*self.options, *lines]) + "\n")
         with open(self.folder / "sshd.log", "ab") as log:
             self.process = subprocess.Popen(
-                [SSHD, "-D", "-e", "-f", str(config)], stdin=subprocess.DEVNULL, stderr=log
-            )
+                [*self.within, SSHD, "-D", "-e", "-f", str(config)],
+                stdin=subprocess.DEVNULL, stderr=log,
+            )  # fmt: skip
         until = time.monotonic() + START_TIMEOUT_S
         while True:
             with suppress(OSError), socket.create_connection((self.host, self.port), 1):
@@ -145,9 +147,12 @@ def running_sshd(
     options: tuple[str, ...] = (),
     env: dict[str, str] | None = None,
     sftp_server: str = "/usr/lib/openssh/sftp-server",
+    port: int = 0,
+    within: tuple[str, ...] = (),
 ) -> Iterator[Sshd]:
     """One that listens; its options come before the usual ones. The account is at home in its
-    directory, so that nobody's own start-up files take part."""
+    directory, so that nobody's own start-up files take part. `within` is a command that becomes
+    the one that comes after it."""
     folder.mkdir(parents=True, exist_ok=True)
     if os.geteuid() == 0:
         Path("/run/sshd").mkdir(exist_ok=True)  # sshd has it compiled in
@@ -155,9 +160,9 @@ def running_sshd(
     for kind in kinds:
         make_key(folder / f"host_{kind}", kind)
     with socket.socket() as probe:
-        probe.bind((host, 0))
+        probe.bind((host, port))
         port = probe.getsockname()[1]
-    sshd = Sshd(folder, host, port, kinds, options, env or {}, sftp_server)
+    sshd = Sshd(folder, host, port, kinds, options, env or {}, sftp_server, within)
     try:
         sshd.start()
         yield sshd
