@@ -13,18 +13,17 @@ from click.testing import CliRunner
 
 from swarmd.cli import sim
 from swarmd.domain.errors import Invalid
-from swarmd.sim.estate import WITHOUT_VICTIM, check_victims
+from swarmd.sim.estate import STRIKING, WITHOUT_VICTIM, check_victims
 from swarmd.sim.faults import LEADER, Fault
-from swarmd.sim.harm import KINDS
 from swarmd.sim.stage import Stage
 from swarmd.sim.topology import equal_nodes
 
-PAIRS = sorted(name for name, kind in KINDS.items() if kind.pair)
-ALONE = sorted(KINDS.keys() - {*PAIRS, *WITHOUT_VICTIM})
+PAIRS = sorted(name for name, kind in STRIKING.items() if kind.pair)
+ALONE = sorted(STRIKING.keys() - {*PAIRS, *WITHOUT_VICTIM})
 
 
 def worst(kind: str) -> dict[str, float]:
-    return {word: most for word, (_, most) in KINDS[kind].how.items()}
+    return {word: most for word, (_, most) in STRIKING[kind].how.items()}
 
 
 class Asked(Exception):
@@ -38,13 +37,13 @@ class Askable(Stage):
     process = victim
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", STRIKING)
 def test_who_asks_for_a_victim_needs_one_and_nobody_else(kind: str) -> None:
     world: Any = SimpleNamespace(hosts={}, network=SimpleNamespace(weather=None))
     fault = Fault(1.0, kind, how=worst(kind))
     asked = False
     try:
-        trio.run(KINDS[kind].strike, Askable(world, KINDS), fault)
+        trio.run(STRIKING[kind].strike, Askable(world, STRIKING), fault)
     except Asked:
         asked = True
     assert asked == (kind not in WITHOUT_VICTIM)
@@ -125,7 +124,7 @@ def test_the_fault_that_is_shown_as_an_example_is_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "schedule").write_text(sim.FAULT)
-    assert json.loads(sim.FAULT)["kind"] in KINDS
+    assert json.loads(sim.FAULT)["kind"] in STRIKING
     assert said(monkeypatch, "--faults", str(tmp_path / "schedule")) == (-1, "")
 
 

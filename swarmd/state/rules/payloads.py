@@ -15,13 +15,13 @@ from swarmd.domain.payloads import (
     ROLL_MS_MAX,
     ROLLED_MAX,
     TAKES_MAX,
-    VERSIONS_MAX,
     Deployment,
     Payload,
     PayloadSort,
     Place,
     Rolling,
     Step,
+    check_room,
 )
 from swarmd.state.payload_commands import (
     BeginRoll,
@@ -74,8 +74,7 @@ def put_payload(tx: Tx, command: PutPayload) -> Payload:
     count = tx.execute(
         "SELECT count(*) FROM payloads WHERE sort = ?", (new.sort.value,)
     ).fetchone()[0]
-    if count >= VERSIONS_MAX:
-        raise Conflict(f"there are {count} versions of it; forget some that nobody has first")
+    check_room(count)
     new = replace(new, created_at=tx.at, id=0)
     added = tx.execute(
         "INSERT INTO payloads(sort, version, body) VALUES (?,?,?)",
