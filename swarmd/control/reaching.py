@@ -4,7 +4,6 @@ host key is not known. What has no way is told why, and is left alone."""
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,9 +13,10 @@ import trio
 from swarmd.cluster.asks import ActOnHost, EndWork, ProbeHost
 from swarmd.cluster.handle import Cluster
 from swarmd.domain.care import CareAction, action_text
-from swarmd.domain.errors import SwarmError, Unavailable
+from swarmd.domain.errors import Conflict, SwarmError, Unavailable
 from swarmd.domain.jobs import NodeId
-from swarmd.domain.nodes import NodeKind
+from swarmd.domain.nodes import Node, NodeKind
+from swarmd.domain.places import Places
 from swarmd.domain.probes import PROBE_BYTES_MAX, Probed, probe_command, read_probe
 from swarmd.drivers.ssh import Ssh, SshTarget
 from swarmd.state.care_queries import Cared
@@ -77,21 +77,25 @@ class Ways:
         return self._settings.enabled
 
     async def find(self, all_cared: Sequence[Cared]) -> dict[NodeId, Way]:
-        """To each. Who says that it is where another is, is not believed, nor is the other."""
+        """To each. Who is to be where another is, is not believed, nor is the other."""
         self._found = {each.node.id: await self._find(each) for each in all_cared}
-        places = Counter(_place(each.target) for each in self._found.values() if each.target)
-        ways = {}
+        places = Places()
         for each in all_cared:
-            found = self._found[each.node.id]
-            target, why = found.target, found.why
-            if target is not None and places[_place(target)] > 1:
-                why = f"several builders say that they are at {target.name}"
-                target = None
-            member = each.node.kind is NodeKind.MEMBER
-            ways[each.node.id] = (
-                Way(MESH, target=target) if member else Way(SSH if target else "", why, target)
-            )
-        return ways
+            if (target := self._found[each.node.id].target) is not None:
+                places.put(each.node, target.host, target.port)
+        return {each.node.id: self._way(each.node, places) for each in all_cared}
+
+    def _way(self, node: Node, places: Places) -> Way:
+        found = self._found[node.id]
+        target, why = found.target, found.why
+        if target is not None:
+            try:
+                places.check_alone(node, target.host, target.port)
+            except Conflict as refusal:
+                target, why = None, refusal.message
+        if node.kind is NodeKind.MEMBER:
+            return Way(MESH, target=target)
+        return Way(SSH if target else "", why, target)
 
     async def _find(self, cared: Cared) -> _Found:
         """As it was found a moment ago, or anew."""
@@ -184,7 +188,3 @@ class Ways:
     def _service(self, cared: Cared) -> str:
         member = cared.node.kind is NodeKind.MEMBER
         return self._settings.own_service if member else self._settings.service
-
-
-def _place(target: SshTarget) -> tuple[str, int]:
-    return target.host.lower(), target.port

@@ -3,11 +3,10 @@ is allowed, by the first that it showed, which the whole swarm keeps."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
-from ipaddress import ip_address
-from socket import inet_aton, inet_ntoa
+from dataclasses import replace
 
 import msgspec
 import trio
@@ -17,6 +16,7 @@ from swarmd.domain.actors import SYSTEM, Actor
 from swarmd.domain.errors import Busy, Conflict, SwarmError, Unavailable
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Node
+from swarmd.domain.places import Places
 from swarmd.drivers.ssh import Ssh, open_ssh
 from swarmd.drivers.ssh_known import KnownHosts, SshAccount
 from swarmd.drivers.ssh_targets import HostKey, HostKeyChanged, HostKeyUnknown, SshTarget
@@ -57,37 +57,6 @@ class Hosts(msgspec.Struct, frozen=True):
         return host.strip("[]"), int(port)
 
 
-@dataclass(frozen=True, slots=True)
-class _Places:
-    """Who is where, by all builders' own words and by the configuration's."""
-
-    at: float
-    said: dict[str, dict[NodeId, str]] = field(default_factory=dict)
-    named: dict[tuple[str, int], dict[NodeId, str]] = field(default_factory=dict)
-
-    def add(self, node: Node, hosts: Hosts) -> None:
-        for address in node.addresses:
-            self.said.setdefault(_host(address), {})[node.id] = node.name
-        if node.name in hosts.elsewhere:
-            with suppress(Unavailable):
-                host, port = hosts.place(node.name, node.addresses)
-                self.named.setdefault((_host(host), port), {})[node.id] = node.name
-
-    def others(self, node: Node, host: str, port: int) -> list[str]:
-        there = self.said.get(_host(host), {}) | self.named.get((_host(host), port), {})
-        return sorted(name for node_id, name in there.items() if node_id != node.id)
-
-
-def _host(text: str) -> str:
-    """However it is written: 10.0.1 is 10.0.0.1. Names are not looked up."""
-    with suppress(ValueError):
-        address = ip_address(text)
-        return str(getattr(address, "ipv4_mapped", None) or address)
-    with suppress(OSError):
-        return inet_ntoa(inet_aton(text))
-    return text.lower().rstrip(".")
-
-
 class Reach:
     ssh: Ssh
 
@@ -96,7 +65,8 @@ class Reach:
         self._hosts = hosts
         self._known: dict[int, KnownHosts] = {}
         """By port: there are as many as the configuration names."""
-        self._places: _Places | None = None
+        self._places = Places()
+        self._places_at = -math.inf
         self._asked: dict[SshTarget, NodeId] = {}
 
     @property
@@ -105,8 +75,7 @@ class Reach:
         return self._hosts.key_file is not None
 
     async def target(self, view: BuilderView) -> SshTarget:
-        """Unavailable: this node has no way to it. Conflict: another builder is to be there too,
-        and one of them is not what it says."""
+        """Unavailable: this node has no way to it. Conflict: another builder is to be there too."""
         hosts, node = self._hosts, view.node
         if hosts.key_file is None:
             raise Unavailable(
@@ -114,8 +83,7 @@ class Reach:
                 " has one"
             )
         host, port = hosts.place(node.name, node.addresses)
-        if node.name not in hosts.elsewhere:
-            await self._check_alone(node, host, port)
+        (await self._all_places(node)).check_alone(node, host, port)
         if hosts.known_hosts is not None:
             account = SshAccount(hosts.key_file, hosts.known_hosts, hosts.user, port)
             known = self._known.setdefault(port, KnownHosts(account))
@@ -135,19 +103,21 @@ class Reach:
         self.ssh.forget(target)
         return target
 
-    async def _check_alone(self, node: Node, host: str, port: int) -> None:
+    async def _all_places(self, node: Node) -> Places:
         now = trio.current_time()
-        if self._places is None or now - self._places.at >= PLACES_S:
-            places = _Places(now)
+        if now - self._places_at >= PLACES_S:
+            places = Places()
             for each in await self._cluster.read(ListBuilderNodes()):
-                places.add(each, self._hosts)
-            self._places = places
-        if others := self._places.others(node, host, port):
-            more = f" and {len(others) - 1} more" if len(others) > 1 else ""
-            raise Conflict(
-                f"it says that it is at {host}, where {others[0]}{more} should be; name the place"
-                " of each in ssh.hosts, or have the one that is wrong register with its own `ip`"
-            )
+                places.say(each)
+                self._put(places, each)
+            self._places, self._places_at = places, now
+        self._put(self._places, node)  # it may be newer than what was read
+        return self._places
+
+    def _put(self, places: Places, node: Node) -> None:
+        if node.name in self._hosts.elsewhere:
+            with suppress(Unavailable):
+                places.put(node, *self._hosts.place(node.name, node.addresses))
 
     async def keep_key(self, target: SshTarget, key: HostKey) -> None:
         """Whichever node sees it first: all believe that one key from then on."""

@@ -378,7 +378,8 @@ def test_who_says_to_be_where_another_is_gets_nothing(admin: Admin) -> None:
         answer = admin.ask(method, path, body)
         assert answer.status == 409, answer.body
         said = answer.json
-        assert f"liar: it says that it is at {admin.host.host}, where drone-01" in said["error"]
+        there = f"liar: several builders are to be at {admin.host.host}, this one and drone-01"
+        assert there in said["error"]
         assert "ssh.hosts" in said["hint"]
     admin.deployed()
 

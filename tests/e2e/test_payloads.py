@@ -33,8 +33,9 @@ from tests.swarms import running_swarm
 KEY = "a-key-for-tests"
 ADMIN = "/admin/api"
 HEARTBEAT_S = 3.0
-PREFIXES = ("", *(f"t{number}-" for number in range(20)))
-"""Of the names that hosts go by: where tests share them, each knows them by names of its own."""
+PREFIXES = ("", *(f"t{number}-" for number in range(14)))
+"""Of the names that hosts go by: where tests share them, each knows them by names of its own, and
+at addresses of its own. An sshd takes no more than sixteen."""
 DEAD = b"#!/bin/sh\nexit 1\n"
 """A program that gives no sign of life."""
 SERVICE = """#!/bin/sh
@@ -165,7 +166,9 @@ def running_host(
     wrapper.chmod(0o755)
     patch.setattr(tests.sshd, "SSHD", str(wrapper))
     path = f"{root}/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-    with running_sshd(folder / f"ssh-{name}", env={"PATH": path}) as sshd:
+    # The first address is the one that it has anyway.
+    others = tuple(f"ListenAddress {address_of(prefix)}" for prefix in PREFIXES[1:])
+    with running_sshd(folder / f"ssh-{name}", options=others, env={"PATH": path}) as sshd:
         host = Host(name, sshd, root)
         try:
             yield host
@@ -224,6 +227,10 @@ def running_hosts(
         yield hosts
 
 
+def address_of(prefix: str) -> str:
+    return f"127.0.0.{1 + PREFIXES.index(prefix)}"
+
+
 def client_key(hosts: Mapping[str, Host]) -> Path:
     return next(iter(hosts.values())).sshd.folder / "client"
 
@@ -233,7 +240,8 @@ def settings_of(folder: Path, hosts: Mapping[str, Host], pin_first: bool) -> dic
     root = folder / "root"
     known = folder / "known_hosts"
     known.write_text("".join(
-        f"[{host.sshd.host}]:{host.sshd.port} {host.sshd.host_key()}\n" for host in hosts.values()
+        f"[{address_of(prefix)}]:{host.sshd.port} {host.sshd.host_key()}\n"
+        for prefix in PREFIXES for host in hosts.values()
     ))  # fmt: skip
     ssh: dict[str, object] = {"key_file": str(client_key(hosts)), "user": getpass.getuser()}
     ssh |= {"pin_first": True} if pin_first else {"known_hosts": str(known)}
@@ -243,7 +251,7 @@ def settings_of(folder: Path, hosts: Mapping[str, Host], pin_first: bool) -> dic
         "heartbeat_s": HEARTBEAT_S,
     }  # fmt: skip
     elsewhere = {
-        f"{prefix}{name}": f"{host.sshd.host}:{host.sshd.port}"
+        f"{prefix}{name}": f"{address_of(prefix)}:{host.sshd.port}"
         for prefix in PREFIXES for name, host in hosts.items()
     }  # fmt: skip
     return {
