@@ -8,6 +8,8 @@ TESTS  ?= tests
 # environment such as .venv/bin/swarmd. DESTDIR goes before all, for whoever makes a package.
 PREFIX  ?= /usr/local
 BINARY  ?= dist/swarmd
+# Whether the scripts for OpenRC are among that; they are where it is. Empty: they are not.
+OPENRC  ?= $(wildcard /sbin/openrc-run)
 # How long `make soak` goes on.
 KILLS  ?= 50
 LEADER_KILLS ?= 100
@@ -82,8 +84,10 @@ mutants: $(VENV)/.dev
 binary: $(VENV)/.dev
 	$(BIN)/python packaging/build.py
 
-UNITS := swarmd.service swarmd-runner.service
+UNITS := swarmd.service swarmd-runner.service swarm-drone.service
 unit_dir := $(DESTDIR)$(PREFIX)/lib/systemd/system
+SERVICES := swarmd swarm-drone
+openrc_dir := $(DESTDIR)$(PREFIX)/lib/swarmd
 doc_dir := $(DESTDIR)$(PREFIX)/share/doc/swarmd
 
 # A node that runs goes on with the old binary until it is restarted: the new one comes under its
@@ -96,6 +100,7 @@ install:
 	for unit in $(UNITS); do \
 	  sed 's,/usr/local/,$(PREFIX)/,g' systemd/$$unit > $(unit_dir)/$$unit || exit 1; \
 	  chmod 644 $(unit_dir)/$$unit; done
+	$(if $(OPENRC),$(install_openrc))
 	install -m 644 LICENSE README.md docs/*.md $(doc_dir)
 	test -e $(DESTDIR)/etc/swarmd/swarmd.toml || \
 	  install -m 644 packaging/swarmd.toml $(DESTDIR)/etc/swarmd/swarmd.toml
@@ -107,10 +112,28 @@ install:
 uninstall:
 	@if [ -z '$(DESTDIR)' ] && [ -d /run/systemd/system ]; then \
 	  systemctl disable --now $(UNITS) || true; fi
+	$(if $(OPENRC),$(uninstall_openrc))
 	rm -f $(DESTDIR)$(PREFIX)/bin/swarmd $(addprefix $(unit_dir)/,$(UNITS))
 	rm -rf $(doc_dir)
 	@$(reload_units)
 	@echo 'kept: $(DESTDIR)/etc/swarmd and $(DESTDIR)/var/lib/swarmd'
+
+define install_openrc
+install -d -m 755 $(openrc_dir) $(DESTDIR)/etc/init.d $(DESTDIR)/etc/conf.d
+	install -m 755 packaging/openrc/supervised $(openrc_dir)/supervised
+	for each in $(SERVICES); do \
+	  sed 's,/usr/local/,$(PREFIX)/,g' packaging/openrc/$$each > $(DESTDIR)/etc/init.d/$$each && \
+	  chmod 755 $(DESTDIR)/etc/init.d/$$each || exit 1; \
+	  test -e $(DESTDIR)/etc/conf.d/$$each || \
+	  install -m 644 packaging/openrc/$$each.confd $(DESTDIR)/etc/conf.d/$$each || exit 1; done
+endef
+
+define uninstall_openrc
+@if [ -z '$(DESTDIR)' ]; then for each in $(SERVICES); do \
+	  rc-service --ifstarted $$each stop; rc-update --all --quiet delete $$each 2> /dev/null; done || true; fi
+	rm -f $(addprefix $(DESTDIR)/etc/init.d/,$(SERVICES))
+	rm -rf $(openrc_dir)
+endef
 
 reload_units = if [ -z '$(DESTDIR)' ] && [ -d /run/systemd/system ]; then \
   systemctl daemon-reload; fi

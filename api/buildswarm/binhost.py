@@ -41,6 +41,7 @@ class BinHost:
 def hot_routes(on: BinHost) -> tuple[HotRoute, ...]:
     staging, bytes_max = f"{BINHOST}/staging", on.staging.bytes_max
     return (
+        *(HotRoute("GET", f"{BINHOST}{end}", _to_index) for end in ("", "/")),
         HotRoute("GET", f"{BINHOST}/Packages", partial(_index, on, False)),
         HotRoute("GET", f"{BINHOST}/Packages.gz", partial(_index, on, True)),
         HotRoute("GET", f"{BINHOST}/swarm.asc", partial(_key, on)),
@@ -54,6 +55,11 @@ def hot_routes(on: BinHost) -> tuple[HotRoute, ...]:
             for where in ("{category}/{file}", "{category}/{name}/{file}")
         ),
     )
+
+
+async def _to_index(request: Request) -> Response:
+    """For people: Portage asks for what it knows to be there."""
+    return Response(302, b"", PLAIN, (("Location", f"{BINHOST}/Packages"),))
 
 
 async def _index(on: BinHost, packed: bool, request: Request) -> Response:

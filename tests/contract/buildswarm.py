@@ -240,6 +240,8 @@ OPERATIONS: tuple[Operation, ...] = (
     Operation("POST", "/api/v1/nodes/{name}/reset-escalation", PORT, "Back to level 0.", {
         200: {"status": TEXT, "drone": TEXT, "previous_level": COUNT, "current_level": COUNT}
     }, (_NAME,), refusals=(401, 404)),
+    Operation("GET", "/binhost/", PORT, "On to the index.", {302: TEXT}, documented=False,
+              media_type="text/plain"),
     Operation("GET", "/binhost/Packages", PORT, "The index that Portage reads.", {200: TEXT},
               documented=False, media_type="text/plain"),
     Operation("GET", "/binhost/Packages.gz", PORT, "The same, packed.", {200: TEXT},

@@ -281,6 +281,7 @@ CASES: dict[tuple[str, str, int], Callable[[Swarm], Response]] = {
     ("POST", "/api/v1/nodes/{name}/reset-escalation", 404): by_admin(
         "POST", "/nodes/nobody/reset-escalation"
     ),
+    ("GET", "/binhost/", 302): to("GET", f"{BINHOST}/"),
     ("GET", "/binhost/Packages", 200): lambda s: s.ask("GET", f"{BINHOST}/Packages"),
     ("GET", "/binhost/Packages.gz", 200): lambda s: s.ask("GET", f"{BINHOST}/Packages.gz"),
     ("GET", "/binhost/swarm.asc", 200): lambda s: s.ask("GET", f"{BINHOST}/swarm.asc"),
@@ -369,6 +370,12 @@ def test_a_build_is_received_in_the_history_and_in_the_binhost(swarm: Swarm) -> 
     assert faults(status, STATUS) == [] and status["session"]["status"] == "completed"
     (event, *_) = swarm.good(swarm.ask("GET", "/events?type=complete&limit=1"))["events"]
     assert " completed " in event["message"] and event["details"]["duration_s"] == 323.5
+
+
+@pytest.mark.parametrize("end", ["", "/"])
+def test_whoever_opens_the_binhost_in_a_browser_comes_to_its_index(swarm: Swarm, end: str) -> None:
+    answer = swarm.ask("GET", f"{BINHOST}{end}")
+    assert (answer.status, answer.headers["location"]) == (302, f"{BINHOST}/Packages")
 
 
 @pytest.mark.parametrize("path", ["/events", "/events/history"])

@@ -62,10 +62,12 @@ def test_every_route_of_the_job_queue_is_in_its_table() -> None:
 
 
 def test_every_route_of_the_build_swarm_is_in_its_table() -> None:
-    """A package lies under its name, or beside it where there is one instance alone."""
+    """A package lies under its name, or beside it where there is one instance alone; a directory
+    may end with a slash."""
     table = {operation.key for operation in buildswarm.OPERATIONS}
     routes = {(route.method, buildswarm.PORT, route.template) for route in _hot_routes()}
     either = {
+        ("GET", "/binhost"),
         ("GET", "/binhost/{category}/{file}"),
         ("PUT", "/binhost/staging/{category}/{name}/{file}"),
     }

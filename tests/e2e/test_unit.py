@@ -57,9 +57,8 @@ def node(host: Host) -> Iterator[Host]:
 
 @pytest.fixture
 def drone(host: Host) -> Iterator[Host]:
-    """The host with the drone's unit and program, laid as the page on the build swarm says."""
-    unit, program = f"/usr/local/lib/systemd/system/{DRONE}", "/usr/local/bin/swarm-drone"
-    host.machine.run("install", "-D", "-m", "644", f"/srv/source/systemd/{DRONE}", unit)
+    """The host with the drone's program, laid as the page on the build swarm says."""
+    program = "/usr/local/bin/swarm-drone"
     host.machine.run("install", "-m", "755", "/usr/local/bin/swarmd", program)
     host.machine.keep_words_of(["swarm-drone"])
     host.machine.run("systemctl", "daemon-reload")
@@ -68,7 +67,7 @@ def drone(host: Host) -> Iterator[Host]:
     finally:
         print(host.machine.journal())  # shown where the test fails
         host.machine.run("systemctl", "stop", DRONE, check=False)
-        host.machine.run("rm", "-f", unit, program, "/etc/swarmd/drone.env")
+        host.machine.run("rm", "-f", program, "/etc/swarmd/drone.env")
         host.machine.run("systemctl", "daemon-reload")
 
 
@@ -150,9 +149,10 @@ def test_the_units_are_what_systemd_understands(host: Host) -> None:
     assert said.stdout + said.stderr == ""
 
 
-def test_the_drones_unit_is_what_systemd_understands(drone: Host) -> None:
+def test_the_drones_unit_is_what_systemd_understands_and_is_not_enabled(drone: Host) -> None:
     said = drone.machine.run("systemd-analyze", "verify", "--man=no", DRONE)
     assert said.stdout + said.stderr == ""
+    assert drone.machine.run("systemctl", "is-enabled", DRONE, check=False).stdout == "disabled\n"
 
 
 @pytest.mark.parametrize(
@@ -290,10 +290,10 @@ def test_uninstalling_ends_all_and_keeps_what_is_yours(host: Host) -> None:
     """The last of this file: the machine has no swarmd from here on."""
     host.machine.run("systemctl", "start", NODE)
     host.machine.run("make", "-C", "/srv/source", "uninstall")
-    for unit in (NODE, RUNNER):
+    for unit in (NODE, RUNNER, DRONE):
         assert host.machine.show(unit, "LoadState") == "not-found"
     assert host.machine.run("pgrep", "-x", "swarmd", check=False).stdout == ""
-    left = host.machine.out("find", "/usr/local", "-name", "*swarmd*")
+    left = host.machine.out("find", "/usr/local", "-name", "*swarm*")
     assert left == ""
     assert host.machine.path("/etc/swarmd/swarmd.env").exists()
     assert host.machine.path("/var/lib/swarmd/raft.db").exists()
