@@ -55,7 +55,7 @@ TABLES: Mapping[str, Mapping[str, str]] = {
     },
     "queue": {
         "queued jobs": "jobs", "resident, bytes": "rss_bytes", "state.db, bytes": "state_bytes",
-        "restart, s": "restart_s", "after a kill, s": "restart_killed_s",
+        "restart, s (noise)": "restart_s", "after a kill, s (noise)": "restart_killed_s",
     },
     "remotes": {
         "remotes": "remotes", "alone": "alone_cpu", "sessions": "sessions_cpu",
@@ -237,14 +237,6 @@ def pictures(found: Found, folder: Path) -> None:
                 "state.db": of("queue", "state_bytes", "jobs"),
                 "resident memory": of("queue", "rss_bytes", "jobs"),
             },
-        )  # fmt: skip
-        draw(
-            folder / "restart.svg", "A long queue: the start", "queued jobs", "seconds",
-            {
-                "after a stop": of("queue", "restart_s", "jobs"),
-                "after a kill": of("queue", "restart_killed_s", "jobs"),
-            },
-            aim=("wanted", 10.0),
         )  # fmt: skip
 
 

@@ -18,8 +18,8 @@ from threading import Lock
 
 import trio
 
-from swarmd.domain.blobs import BlobInfo, checked_sha256
-from swarmd.domain.errors import Invalid, NotFound, TooLarge, Unavailable
+from swarmd.domain.blobs import BlobInfo, OtherContent, checked_sha256
+from swarmd.domain.errors import NotFound, TooLarge, Unavailable
 from swarmd.drivers.files import (
     SLICE_BYTES,
     disk_refusals,
@@ -80,7 +80,7 @@ class BlobStore:
     ) -> BlobInfo:
         """Keep what the chunks hold, durably, or nothing of it.
 
-        Refused with TooLarge over `bytes_max`, Invalid where the hash is not the expected one,
+        Refused with TooLarge over `bytes_max`, OtherContent where the hash is not the expected one,
         Unavailable where the store or the disk is full.
         """
         wanted = None if expected_sha256 is None else checked_sha256(expected_sha256)
@@ -322,11 +322,7 @@ def _read_whole(path: Path, name: str, bytes_max: int) -> bytes:
 
 def _check_expected(wanted: str | None, found: str) -> None:
     if wanted is not None and wanted != found:
-        raise Invalid(
-            f"the content does not have the expected hash: expected sha256 {wanted}, got {found}",
-            expected=wanted,
-            got=found,
-        )
+        raise OtherContent(wanted, found)
 
 
 def _missing(name: str, how: str = "is not on this node") -> NotFound:

@@ -147,7 +147,8 @@ class BlobPort(Protocol):
     async def put(
         self, chunks: AsyncIterator[bytes], *, expected_sha256: str | None = None
     ) -> BlobInfo:
-        """Store, fsynced. Invalid: the hash is another; TooLarge; Unavailable: the disk is full."""
+        """Store, fsynced. OtherContent: the hash is another; TooLarge; Unavailable: the disk is
+        full."""
 
     async def put_bytes(self, data: bytes) -> BlobInfo: ...
 

@@ -17,6 +17,17 @@ class BlobInfo(msgspec.Struct, frozen=True):
     size_bytes: int
 
 
+class OtherContent(Invalid):
+    """The bytes do not have the hash that was said of them. None of them are kept."""
+
+    def __init__(self, expected: str, got: str) -> None:
+        super().__init__(
+            f"the content does not have the expected hash: expected sha256 {expected}, got {got}",
+            expected=expected, got=got,
+        )  # fmt: skip
+        self.got = got
+
+
 def checked_sha256(text: str, field: str = "sha256") -> str:
     """The hash in lower case. Refused with Invalid unless it is 64 hexadecimal digits."""
     lower = text.lower()

@@ -10,7 +10,7 @@ from enum import StrEnum
 import msgspec
 
 from swarmd.domain.actors import Actor
-from swarmd.domain.errors import Invalid
+from swarmd.domain.errors import Conflict, Invalid
 from swarmd.domain.jobs import NodeId
 
 VERSION_CHARS_MAX = 64
@@ -165,6 +165,12 @@ def check_version(version: str) -> str:
             field="version",
         )
     return version
+
+
+def check_room(versions: int) -> None:
+    """Conflict: no more versions of a sort than these."""
+    if versions >= VERSIONS_MAX:
+        raise Conflict(f"there are {versions} versions of it; forget some that nobody has first")
 
 
 def restart_command(service: str) -> str:

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 HELD_BYTES_MAX = 64 * 1024
 LAST_BYTES = 256
 """Kept free for the line that says why it stops."""
+ASIDE = ".unreadable"
+ASIDE_MAX = 16
 _encode = msgspec.json.Encoder().encode
 
 
@@ -138,6 +140,20 @@ def drop(path: Path) -> None:
     except OSError as error:
         log.warning(
             "a recording that is not needed here stays on the disk",
+            extra={"path": str(path), "error": os.strerror(error.errno or 0)},
+        )
+
+
+def set_aside(path: Path) -> None:
+    """One that cannot be read stays for whoever can; the oldest such go. Blocks."""
+    try:
+        path.replace(path.with_suffix(ASIDE))
+        aside = [(file.stat().st_mtime_ns, file) for file in path.parent.glob(f"*{ASIDE}")]
+        for _, old in sorted(aside)[:-ASIDE_MAX]:
+            remove(old)
+    except OSError as error:
+        log.warning(
+            "a recording that cannot be read could not be put aside",
             extra={"path": str(path), "error": os.strerror(error.errno or 0)},
         )
 

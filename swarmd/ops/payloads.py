@@ -9,6 +9,7 @@ import trio
 
 from swarmd.cluster.handle import Cluster
 from swarmd.domain.actors import Actor
+from swarmd.domain.blobs import BlobInfo, OtherContent
 from swarmd.domain.errors import Invalid, NotFound, SwarmError
 from swarmd.domain.payloads import (
     ERROR_CHARS_MAX,
@@ -18,6 +19,7 @@ from swarmd.domain.payloads import (
     Place,
     PlaceStatus,
     Step,
+    check_room,
     check_version,
 )
 from swarmd.ops import blobs
@@ -88,13 +90,22 @@ class Matrix(msgspec.Struct, frozen=True):
 async def register(
     cluster: Cluster, actor: Actor, new: NewPayload, chunks: AsyncIterator[bytes]
 ) -> tuple[Payload, bool]:
-    """Make a version known, and whether that was new. Conflict: it is another file already."""
+    """Make a version known, and whether that was new. Conflict: it is another file already, or
+    there are too many; nothing is stored then."""
     require_builds(cluster)
     check_version(new.version)
     known = await cluster.read(FindPayload(new.sort, new.version))
-    info = await blobs.put(cluster, actor, chunks)
-    if info.size_bytes == 0:
-        raise Invalid("the file is empty; send its bytes", field="content")
+    if known is None:
+        all_versions = await cluster.read(ListPayloads(new.sort))
+        check_room(len(all_versions))
+    expected = None if known is None else known.sha256
+    try:
+        info = await blobs.put(cluster, actor, chunks, expected_sha256=expected)
+    except OtherContent as other:
+        info = BlobInfo(other.got, 0)  # the rule that refuses another file has the words for it
+    else:
+        if info.size_bytes == 0:
+            raise Invalid("the file is empty; send its bytes", field="content")
     payload = Payload(
         new.sort, new.version, info.sha256, info.size_bytes, new.description, new.notes,
         new.created_by or actor.name,

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 FLUSH_S = 1.0
 """So much of a recording is lost where the power goes."""
 KEEP_AGAIN_S, KEEP_AGAIN_S_MAX = 0.5, 60.0
+READS_MAX = 60
+"""So often a recording that the disk does not give is tried again, which takes about an hour."""
 STOP_S = 1.5
 """For keeping the last recordings; those that are not kept by then are at the next start."""
 CAST = ".cast"
@@ -198,20 +200,26 @@ class Terminals:
 
     async def _tell(self, actor: Actor, end: EndTerminal, path: Path) -> None:
         """Until the swarm has it: the file stays for as long. A disk that does not give it, or does
-        not take it as a blob, ends one attempt and not the node."""
-        level = logging.DEBUG
+        not take it as a blob, ends one attempt and not the node; one that never gives it costs the
+        recording and not the end."""
+        level, reads = logging.DEBUG, 0
         for wait_s in doubling(KEEP_AGAIN_S, KEEP_AGAIN_S_MAX):
             try:
-                await self._cluster.propose(await self._with_recording(actor, end, path), actor)
+                readable = reads < READS_MAX
+                done = await self._with_recording(actor, end, path) if readable else end
+                await self._cluster.propose(done, actor)
                 break
             except NotFound:
                 break  # it never came to its beginning
             except (SwarmError, OSError) as refusal:
-                log.log(
-                    level,
-                    "the end of a terminal is told again later",
-                    extra={"terminal_id": end.id, "reason": str(refusal)},
-                )
+                facts = {"terminal_id": end.id, "reason": str(refusal)}
+                log.log(level, "the end of a terminal is told again later", extra=facts)
+                reads += isinstance(refusal, OSError)
+            if readable and reads == READS_MAX:
+                log.error("a recording cannot be read, and is put aside", extra=facts)
+                await trio.to_thread.run_sync(asciicast.set_aside, path)
+                end = msgspec.structs.replace(end, cut=True)
+                continue
             level = logging.WARNING
             await trio.sleep(wait_s)
         await trio.to_thread.run_sync(asciicast.drop, path)
