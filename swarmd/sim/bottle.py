@@ -24,9 +24,10 @@ from swarmd.cluster.handle import Hosted
 from swarmd.cluster.opening import OpeningSettings, ServedByOthers
 from swarmd.cluster.remote import RemoteSettings
 from swarmd.cluster.replica import NotNewest
+from swarmd.cluster.trust import REMOVED
 from swarmd.control.upkeep import UpkeepSettings
 from swarmd.domain.actors import Actor
-from swarmd.domain.errors import Busy, SwarmError, Unavailable, instead, leaves
+from swarmd.domain.errors import Busy, Conflict, SwarmError, Unavailable, instead, leaves
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Capacity
 from swarmd.ops import members
@@ -247,7 +248,7 @@ class Bottle(World):
                     host.ends.append((trio.current_time(), end))
                     if isinstance(end, SwarmError):
                         host.refused = end
-                    if isinstance(end, Removed):
+                    if _says_removed(end):
                         break
                     await trio.sleep(RESTART_S)
         finally:
@@ -354,4 +355,10 @@ class _Answer(Generic[T]):
 def _reason(error: BaseException) -> BaseException | None:
     """Why a process ended, where all that came out of it was foreseen."""
     found = list(leaves(error)) if isinstance(error, BaseExceptionGroup) else [error]
-    return found[0] if all(isinstance(each, FORESEEN) for each in found) else None
+    foreseen = all(isinstance(each, FORESEEN) or _says_removed(each) for each in found)
+    return found[0] if foreseen else None
+
+
+def _says_removed(end: BaseException) -> bool:
+    """It asked to be taken in again, with its id and nothing else, and has been removed since."""
+    return isinstance(end, Removed) or (isinstance(end, Conflict) and REMOVED in end.message)
