@@ -60,7 +60,7 @@ def storm(count: int, seeds: int, seed: int = 1) -> Row:
         began = world.now
         world.run_until(lambda: len(whole_at) == count, STORM_S_MAX)
     hosts = world.running()
-    first = world.hosts[ids[0]]
+    asked = [world.hosts[id] for id in ids[:seeds]]
     return {
         "nodes": count,
         "seeds": seeds,
@@ -70,8 +70,8 @@ def storm(count: int, seeds: int, seed: int = 1) -> Row:
         "bytes": sum(h.sent_bytes + h.sync_bytes for h in hosts) / count,
         "datagrams": sum(h.sent for h in hosts) / count,
         "syncs": sum(h.syncs for h in hosts) / count,
-        "seed_syncs": first.syncs,
-        "seed_peak_bytes_s": max((first.by_second or {}).values()),
+        "seed_syncs": max(h.syncs for h in asked),
+        "seed_peak_bytes_s": max(max((h.by_second or {0: 0}).values()) for h in asked),
         "other_peak_bytes_s": max(
             max((h.by_second or {0: 0}).values()) for h in hosts if h.id not in ids[:seeds]
         ),

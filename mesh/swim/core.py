@@ -48,6 +48,8 @@ _FEW_SLOWER = (2.0, 2.0, 2.0)
 _LATE_SEEDS_SLOWER = 30
 _DIGITS_LEAST = 2
 """Among eight, one digit's worth of telling missed one of them in every fifteenth change."""
+_TOLD_S = 60.0
+"""After so long who is there, a new node asks all its seeds again, told or not."""
 _REAP_S = 60.0
 _GO_ON_S = 0.001
 """Between two parts of a long sync: whatever else is due has its turn."""
@@ -109,7 +111,8 @@ class Swim:
         self._gossiped_at = now - settings.gossip_interval_s
         self._worsened_at = now - settings.probe_interval_s
         self._alone_since = now
-        self._seeds = Seeds(self._roster, seeds)
+        self._seeds = Seeds(self._roster, seeds, rng)
+        self._told_by = now + _TOLD_S
         self._beliefs.say(words)
         self._alarms.set(PROBE, now + rng.random() * settings.probe_interval_s)
         # The first soon: of many that start together nobody has heard of all.
@@ -405,7 +408,10 @@ class Swim:
         self._alarms.set(SEED, now + pause_s * (0.75 + self._rng.random() / 2))
         if self._beliefs.leaving:
             return
-        if (seed := self._seeds.unmet()) is not None:
+        # Who is just being told who is there is told of its seeds, too: where many start at once
+        # each would send all that it knows to each.
+        being_told = not alone and self._syncing.is_new and now < self._told_by
+        if not being_told and (seed := self._seeds.unmet()) is not None:
             self._outbox.sync(None, seed)
         lost, living = self._roster.dead, self._roster.living
         if lost and self._rng.random() * max(1, living) < lost:

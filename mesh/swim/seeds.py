@@ -6,15 +6,17 @@ from collections.abc import Sequence
 
 from mesh.swim.errors import NotUsable
 from mesh.swim.roster import Member, Roster
+from mesh.swim.settings import Rng
 
 SEEDS_MAX = 64
 
 
 class Seeds:
-    def __init__(self, roster: Roster, addresses: Sequence[str]) -> None:
+    def __init__(self, roster: Roster, addresses: Sequence[str], rng: Rng) -> None:
         """Raises NotUsable."""
         self._roster = roster
-        self._next = 0
+        # Many have the same list: not all of them call the same one first.
+        self._next = rng.randrange(len(addresses)) if len(addresses) > 1 else 0
         self._met: dict[str, Member] = {}
         """Who was found to live where."""
         self.replace(addresses)

@@ -68,10 +68,14 @@ class Syncing:
         self._waiting: deque[_Told] = deque()
         self._pause_s = settings.reconnect_interval_s
         self._is_new = True
-        """This node has yet to be told who is there."""
         self._spent_bytes = 0.0
         """By answers of late; it fades with time."""
         self._spent_at = now
+
+    @property
+    def is_new(self) -> bool:
+        """This node has yet to be told who is there."""
+        return self._is_new
 
     @property
     def waiting(self) -> int:

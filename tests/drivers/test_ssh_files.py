@@ -235,7 +235,7 @@ async def test_a_full_disk_leaves_nothing(ssh: Ssh, sshd: Sshd, folder: Path, da
         await stays_so(folder, "file")
         assert (folder / "file").read_bytes() == b"before"
     finally:
-        await trio.run_process(["umount", str(folder)])
+        await trio.run_process(["umount", "--lazy", str(folder)])
 
 
 async def test_what_cannot_be_put_in_place_leaves_all_as_it_was(

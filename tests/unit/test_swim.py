@@ -25,19 +25,23 @@ from mesh.swim import (
 )
 from mesh.swim.messages import (
     INCARNATION_MAX,
+    SPOKEN,
     TAGS_BYTES_MAX,
     VERSION,
     Ack,
     Alive,
     Dead,
+    Entry,
     Left,
     Message,
     Nack,
     Ping,
     PingFor,
     Suspect,
+    SyncAnswer,
     Who,
     encode,
+    encode_sync,
     pack,
     unpack,
 )
@@ -688,6 +692,34 @@ def test_seeds_are_called_until_somebody_is_there() -> None:
         assert SyncWanted(None, "192.0.2.9:8473") not in out.syncs
         for knock in out.knocks:
             one.swim.knocked(one.now, knock.number, Knocked.ANSWERED)
+
+
+def test_who_is_being_told_who_is_there_asks_no_other_seed_for_a_minute() -> None:
+    def asked(one: One, until: float) -> set[str | None]:
+        found = set()
+        while one.swim.next_deadline() <= until:
+            one.now = max(one.now, one.swim.next_deadline())
+            one.swim.tick(one.now)
+            out = one.swim.take()
+            found |= {sync.address for sync in out.syncs if sync.peer is None}
+            for knock in out.knocks:
+                one.swim.knocked(one.now, knock.number, Knocked.ANSWERED)
+        return found
+
+    def met() -> tuple[One, str]:
+        one = One(seeds=("x", "y"))
+        one.swim.tick(0.0)
+        (first,) = one.swim.take().syncs
+        one.hear("a", alive("a", addresses=(str(first.address),)))
+        return one, "y" if first.address == "x" else "x"
+
+    one, other = met()
+    assert asked(one, 55.0) == set()
+    assert asked(one, 100.0) == {other}, "its syncs may reach nobody: it asks on"
+    one, other = met()
+    entry = Entry(State.ALIVE, msgspec.Raw(encode(alive("a"))))
+    one.swim.sync_done(0.1, "a", encode_sync(SyncAnswer(SPOKEN, (entry,))))
+    assert asked(one, 55.0) == {other}, "it was told, and not of that one"
 
 
 def test_the_lost_are_pinged_for_a_day_and_then_forgotten() -> None:

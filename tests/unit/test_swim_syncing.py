@@ -271,7 +271,7 @@ def test_shared_names_are_those_that_several_of_the_living_have(
 
 def test_a_seed_is_met_while_somebody_lives_there() -> None:
     roster = Roster(alive("me"), 0.0, 100, random.Random(1))
-    seeds = Seeds(roster, ["a", "me", "b"])
+    seeds = Seeds(roster, ["a", "me", "b"], random.Random(1))
     assert {seeds.unmet() for _ in range(4)} == {"a", "b"}
     a = roster.add(alive("a"), State.ALIVE, 0.0)
     assert {seeds.unmet() for _ in range(4)} == {"b"}
