@@ -91,7 +91,7 @@ class Bottle(World):
         assert replaces is None and at is None, "a whole node finds that out by itself"
         host = self.hosts.get(name) or self._set_up(name)
         assert isinstance(host, Machine)
-        if join and not host.id:
+        if join:
             host.token = await self._token(join)
         await super().start(name, join=join, called=called, version=version)
         return host

@@ -35,6 +35,8 @@ class Stage:
         self._switch_off = switch_off
         """Ends what runs on a host beside its daemon."""
         self._starting: set[str] = set()
+        self._joining: set[str] = set()
+        """Who asked to be taken in and was not up since."""
         self._refusals: dict[str, str] = {}
         """Why a host cannot start just now; it is tried again, as its unit would."""
         self._anew: str | None = None
@@ -116,8 +118,10 @@ class Stage:
         self._starting.add(name)
         try:
             while True:
+                if seeds := self._seeds(name):
+                    self._joining.add(name)
                 try:
-                    await self.world.start(name, join=self._seeds(name))
+                    await self.world.start(name, join=seeds)
                 except (DiskFull, SwarmError, ExceptionGroup) as ended:
                     if not (refused := _refusals_in(ended)):
                         raise
@@ -129,6 +133,7 @@ class Stage:
                     await trio.sleep(RESTART_S)
                 else:
                     self._refusals.pop(name, None)
+                    self._joining.discard(name)
                     return False
         except RuntimeError as error:
             # Trio's words for: the process ended before it was up, or the one that was asked did.
@@ -147,9 +152,10 @@ class Stage:
         self.world.wipe(name)
 
     def _seeds(self, name: str) -> tuple[str, ...]:
-        """Whom it asks to be taken in, where it was in no swarm yet."""
+        """Whom it asks to be taken in, where it was in no swarm yet; it may have an id by now."""
         if isinstance(self.world, Bottle):
-            if name in self.world.hosts and self.world.machine(name).id:
+            known = name in self.world.hosts and self.world.machine(name).id
+            if known and name not in self._joining:
                 return ()
             return tuple(other for other in self.world.hosts if other != name)
         return self.newcomers.get(name, ())
