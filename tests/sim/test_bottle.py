@@ -20,8 +20,10 @@ from swarmd.domain.jobs import JobStatus
 from swarmd.ops import jobs, swarm
 from swarmd.sim.bottle import Bottle, Gone
 from swarmd.sim.clients import USER, Clients, Habits, job_of
+from swarmd.sim.harm import KINDS
 from swarmd.sim.network import Weather
-from swarmd.sim.node import Removed
+from swarmd.sim.node import NOBODY, Removed
+from swarmd.sim.stage import Stage
 from tests.sim.world import bottled, run_bottle
 
 ROOT = Path(__file__).parent.parent.parent
@@ -187,6 +189,27 @@ async def test_a_full_disk_ends_the_process_until_there_is_room(bottle: Bottle) 
         clients.over.set()
     await clients.check()
     await bottle.settle()
+
+
+@bottled(18)
+async def test_a_host_that_is_struck_while_it_joins_asks_again(bottle: Bottle) -> None:
+    """Nobody has removed it, and it has an id by then: its unit has the same words as before."""
+    await bottle.populate("a", "b", "c")
+    stage = Stage(bottle, KINDS)
+
+    async def strike() -> None:
+        await bottle.until(lambda: "d" in bottle.hosts, 10, "it begins")
+        bottle.machine("d").disk.full = True
+        await bottle.until(lambda: bottle.machine("d").id != NOBODY, 10, "it has an id")
+        await trio.sleep(3)
+        assert "d" not in bottle.there()
+        bottle.machine("d").disk.full = False
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(strike)
+        with trio.fail_after(60):
+            await stage.start("d")
+    assert "d" in bottle.there()
 
 
 @bottled(10)
