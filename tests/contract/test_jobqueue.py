@@ -20,6 +20,7 @@ from tests.contract.kinds import COUNT, TEXT, TIME, faults
 from tests.contract.sockets import read_all
 from tests.contract.table import Operation
 from tests.daemon import Daemon, Response, running_daemon
+from tests.swarms import until
 
 JOBS = "/api/v1/jobs"
 JOB = {
@@ -539,11 +540,7 @@ def test_a_job_waits_for_those_it_depends_on(queue: Daemon) -> None:
     explained = queue.request("GET", f"{JOBS}/{second}/explain").json
     assert any(first in said for said in explained["waits_for"])
     assert put(queue, first, "complete").status == 200
-    for _ in range(100):
-        answer = claim(queue)
-        if answer.status == 200:
-            break
-    assert answer.json["id"] == second
+    assert until(lambda: claim(queue).json, "it waits on")["id"] == second
 
 
 def test_an_external_executors_labels_meet_constraints(queue: Daemon) -> None:
