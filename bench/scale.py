@@ -55,7 +55,7 @@ TABLES: Mapping[str, Mapping[str, str]] = {
     },
     "queue": {
         "queued jobs": "jobs", "resident, bytes": "rss_bytes", "state.db, bytes": "state_bytes",
-        "restart, s (noise)": "restart_s", "after a kill, s (noise)": "restart_killed_s",
+        "restart, s": "restart_s", "after a kill, s": "restart_killed_s",
     },
     "remotes": {
         "remotes": "remotes", "alone": "alone_cpu", "sessions": "sessions_cpu",
