@@ -138,6 +138,45 @@ class Sshd:
         self.start()
 
 
+@dataclass
+class SshHost:
+    """A host: its sshd sees a directory of its own where all of them have theirs."""
+
+    name: str
+    sshd: Sshd
+    root: Path
+
+    @property
+    def inside(self) -> Path:
+        """That directory, from here."""
+        assert self.sshd.process is not None
+        return Path(f"/proc/{self.sshd.process.pid}/root{self.root}")
+
+    def write(self, name: str, data: bytes | str, mode: int = 0o644) -> None:
+        file = self.inside / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(data.encode() if isinstance(data, str) else data)
+        file.chmod(mode)
+
+    def file(self, name: str) -> bytes:
+        return (self.inside / name).read_bytes()
+
+    def names(self) -> set[str]:
+        return {path.name for path in self.inside.iterdir()}
+
+    def pid(self) -> int | None:
+        """Of its service, which says so itself."""
+        with suppress(OSError, ValueError):
+            return int((self.inside / "pid").read_text())
+        return None
+
+    def kill(self) -> None:
+        """Its service."""
+        pid = self.pid()
+        if pid is not None and alive(pid):
+            os.kill(pid, signal.SIGKILL)
+
+
 @contextmanager
 def running_sshd(
     folder: Path,

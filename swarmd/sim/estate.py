@@ -14,7 +14,6 @@ import trio
 
 from swarmd.cluster.opening import OpeningSettings
 from swarmd.domain.errors import Invalid
-from swarmd.domain.jobs import NodeId
 from swarmd.sim.bottle import Bottle
 from swarmd.sim.faults import FAULTS_MAX, LEADER, Fault, Kind, draw
 from swarmd.sim.harm import KINDS
@@ -86,11 +85,9 @@ class Estate(Bottle):
         if self.hosts[name].gate.shut:
             return False
         me, voters = self.node_id(name), self.replica(name).log_view().voters
-        return 2 * sum(peer == me or self._meets(me, peer) for peer in voters) > len(voters)
-
-    def _meets(self, one: NodeId, other: NodeId) -> bool:
-        wires = self.network.up
-        return one in wires and wires[one].linked(other) and not wires[other].gate.shut
+        wires = self.network.up.get(me)
+        met = (peer == me or (wires is not None and wires.meets(peer)) for peer in voters)
+        return 2 * sum(met) > len(voters)
 
     async def _join(self, names: Sequence[str], by: str) -> None:
         with trio.fail_after(ARRIVE_S_MAX):

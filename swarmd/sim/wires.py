@@ -299,7 +299,11 @@ class SimWires:
                 await trio.sleep(timeout_s)
         elif target.gate.shut or not network.passes(self.me, peer):
             await trio.sleep(timeout_s)
-        target = network.up.get(peer)
+        return self.meets(peer)
+
+    def meets(self, peer: str) -> bool:
+        """Whether it is linked, and goes on."""
+        target = self.network.up.get(peer)
         return target is not None and not target.gate.shut and self.linked(peer)
 
     def linked(self, peer: str) -> bool:

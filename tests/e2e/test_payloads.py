@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from swarmd.cli.client import Daemon as Client
 from swarmd.ops.payload_holds import HOLD_S
 from tests.daemon import Daemon, Response, running_daemon
 from tests.parts import need
-from tests.sshd import Sshd, alive, running_sshd
+from tests.sshd import SshHost, alive, running_sshd
 from tests.swarms import running_swarm
 
 KEY = "a-key-for-tests"
@@ -61,44 +61,15 @@ while True:
 """
 
 
-@dataclass
-class Host:
-    """A host: its sshd sees a directory of its own where all of them have theirs."""
-
-    name: str
-    sshd: Sshd
-    root: Path
-
-    @property
-    def inside(self) -> Path:
-        """That directory, from here."""
-        assert self.sshd.process is not None
-        return Path(f"/proc/{self.sshd.process.pid}/root{self.root}")
-
+class Host(SshHost):
     def file(self, name: str = "swarm-drone") -> bytes:
-        return (self.inside / name).read_bytes()
-
-    def names(self) -> set[str]:
-        return {path.name for path in self.inside.iterdir()}
-
-    def pid(self) -> int | None:
-        with suppress(OSError, ValueError):
-            return int((self.inside / "pid").read_text())
-        return None
+        return super().file(name)
 
     def empty(self) -> None:
         """As a host that nothing was ever put on."""
-        pid = self.pid()
-        if pid is not None and alive(pid):
-            os.kill(pid, signal.SIGKILL)
+        self.kill()
         for path in self.inside.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-    def write(self, name: str, data: bytes | str, mode: int = 0o644) -> None:
-        file = self.inside / name
-        file.parent.mkdir(exist_ok=True)
-        file.write_bytes(data.encode() if isinstance(data, str) else data)
-        file.chmod(mode)
 
 
 @dataclass

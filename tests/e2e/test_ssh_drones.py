@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -29,7 +28,7 @@ from tests.daemon import SURFACES, Daemon, Response, start_daemon
 from tests.faults import Clock, clock_library
 from tests.netns import Host, Switched, switched_network
 from tests.parts import need
-from tests.sshd import Sshd, alive, running_sshd
+from tests.sshd import SshHost, alive, running_sshd
 from tests.swarms import until
 from tests.terminals import Host as Terminals
 from tests.terminals import Screen, connected, gone
@@ -86,37 +85,10 @@ while True:
 
 
 @dataclass
-class Drone:
-    """A host with a cable, an sshd, and a directory where each of them has its own."""
+class Drone(SshHost):
+    """A host with a cable."""
 
-    name: str
     host: Host
-    sshd: Sshd
-    root: Path
-
-    @property
-    def inside(self) -> Path:
-        """That directory, from here."""
-        assert self.sshd.process is not None
-        return Path(f"/proc/{self.sshd.process.pid}/root{self.root}")
-
-    def write(self, name: str, data: bytes | str, mode: int = 0o644) -> None:
-        file = self.inside / name
-        file.parent.mkdir(exist_ok=True)
-        file.write_bytes(data.encode() if isinstance(data, str) else data)
-        file.chmod(mode)
-
-    def file(self, name: str) -> bytes:
-        return (self.inside / name).read_bytes()
-
-    def names(self) -> set[str]:
-        return {path.name for path in self.inside.iterdir()}
-
-    def pid(self) -> int | None:
-        """Of its service."""
-        with suppress(OSError, ValueError):
-            return int((self.inside / "pid").read_text())
-        return None
 
     def told(self) -> list[str]:
         """What its service was told to do over SSH, and the host."""
@@ -132,12 +104,6 @@ class Drone:
              f"{self.root}/bin/rc-service", "swarm-drone", "start"],
             check=True, timeout=30,
         )  # fmt: skip
-
-    def kill(self) -> None:
-        """Its service."""
-        pid = self.pid()
-        if pid is not None and alive(pid):
-            os.kill(pid, signal.SIGKILL)
 
 
 @dataclass
@@ -326,7 +292,7 @@ def running_drone(folder: Path, root: Path, name: str, host: Host) -> Iterator[D
                 folder / f"ssh-{name}", host.address, port=SSH_PORT, within=within,
                 env={"PATH": path, "SHELL": "/bin/sh", "PS1": "$ "},
             ))  # fmt: skip
-        drone = Drone(name, host, sshd, root)
+        drone = Drone(name, sshd, root, host)
         try:
             yield drone
         finally:
@@ -535,12 +501,7 @@ def up_the_ladder(estate: Estate) -> None:
 
 
 def left_to_people(estate: Estate) -> Ailing:
-    two = Ailing(estate, "two", lasting=True)
-    two.fails()
-    two.comes_to("restart", 1)
-    two.fails_on()
-    two.comes_to("kill and start", 2)
-    two.fails_on()
+    two = in_vain(estate, "two")
     two.comes_to("alert", 4)
     assert "a builder needs somebody to look after it" in estate.daemon.stderr()
     monitor = estate.good("GET", "/admin/api/self-healing/status")
@@ -550,14 +511,19 @@ def left_to_people(estate: Estate) -> Ailing:
 
 
 def rebooted(estate: Estate) -> Ailing:
-    three = Ailing(estate, "three", lasting=True)
-    three.fails()
-    three.comes_to("restart", 1)
-    three.fails_on()
-    three.comes_to("kill and start", 2)
-    three.fails_on()
+    three = in_vain(estate, "three")
     three.comes_to("reboot", 3)
     return three
+
+
+def in_vain(estate: Estate, name: str) -> Ailing:
+    """Its service is restarted, and killed and started, and fails on."""
+    ailing = Ailing(estate, name, lasting=True)
+    ailing.fails()
+    for level, action in enumerate(("restart", "kill and start"), 1):
+        ailing.comes_to(action, level)
+        ailing.fails_on()
+    return ailing
 
 
 def well_again(estate: Estate) -> None:
