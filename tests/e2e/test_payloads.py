@@ -10,7 +10,6 @@ import http.client
 import json
 import os
 import shutil
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,12 +21,11 @@ from typing import Any
 
 import pytest
 
-import tests.sshd
 from swarmd.cli.client import Daemon as Client
 from swarmd.ops.payload_holds import HOLD_S
 from tests.daemon import Daemon, Response, running_daemon
 from tests.parts import need
-from tests.sshd import SshHost, alive, running_sshd
+from tests.sshd import SshHost, running_sshd
 from tests.swarms import running_swarm
 
 KEY = "a-key-for-tests"
@@ -126,27 +124,20 @@ class Operator:
 
 
 @contextmanager
-def running_host(
-    folder: Path, root: Path, name: str, mount: str, patch: pytest.MonkeyPatch
-) -> Iterator[Host]:
-    wrapper = folder / f"sshd-{name}"
-    wrapper.write_text(
-        "#!/bin/sh\nexec unshare --mount --propagation private"
-        f' sh -c \'{mount}; exec /usr/sbin/sshd "$@"\' sshd "$@"\n'
-    )
-    wrapper.chmod(0o755)
-    patch.setattr(tests.sshd, "SSHD", str(wrapper))
+def running_host(folder: Path, root: Path, name: str, mount: str) -> Iterator[Host]:
+    within = ("unshare", "--mount", "--propagation", "private", "sh", "-c", f'{mount}; exec "$@"')
     path = f"{root}/bin:/usr/sbin:/usr/bin:/sbin:/bin"
     # The first address is the one that it has anyway.
     others = tuple(f"ListenAddress {address_of(prefix)}" for prefix in PREFIXES[1:])
-    with running_sshd(folder / f"ssh-{name}", options=others, env={"PATH": path}) as sshd:
+    with running_sshd(
+        folder / f"ssh-{name}", options=others, env={"PATH": path}, within=(*within, "sh")
+    ) as sshd:
         host = Host(name, sshd, root)
         try:
             yield host
         finally:
-            pid = host.pid() if sshd.process is not None else None
-            if pid is not None and alive(pid):
-                os.kill(pid, signal.SIGKILL)
+            if sshd.process is not None:
+                host.kill()
 
 
 @dataclass
@@ -180,7 +171,7 @@ class Estate:
 
 @contextmanager
 def running_hosts(
-    folder: Path, names: Sequence[str], patch: pytest.MonkeyPatch,
+    folder: Path, names: Sequence[str],
     mount: str = "mount --bind {own} {root}",
 ) -> Iterator[dict[str, Host]]:  # fmt: skip
     """Each takes the same key: that of the first."""
@@ -191,7 +182,7 @@ def running_hosts(
         for name in names:
             (own := folder / f"own-{name}").mkdir()
             how = mount.format(own=own, root=root)
-            hosts[name] = stack.enter_context(running_host(folder, root, name, how, patch))
+            hosts[name] = stack.enter_context(running_host(folder, root, name, how))
         key = client_key(hosts).with_suffix(".pub").read_bytes()
         for host in hosts.values():
             (host.sshd.folder / "client.pub").write_bytes(key)
@@ -241,11 +232,11 @@ def settle(operator: Operator, hosts: Mapping[str, Host]) -> Estate:
 
 @contextmanager
 def running_estate(
-    folder: Path, names: Sequence[str], patch: pytest.MonkeyPatch, *,
+    folder: Path, names: Sequence[str], *,
     mount: str = "mount --bind {own} {root}", pin_first: bool = False,
 ) -> Iterator[Estate]:  # fmt: skip
     with (
-        running_hosts(folder, names, patch, mount) as hosts,
+        running_hosts(folder, names, mount) as hosts,
         running_daemon(
             folder / "node", environment={"ADMIN_KEY": KEY},
             **settings_of(folder, hosts, pin_first),
@@ -270,8 +261,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory, logs: Path) -> Iterator[Est
     )
     folder, names = tmp_path_factory.mktemp("hosts"), ("one", "two", "three")
     with (
-        pytest.MonkeyPatch.context() as patch,
-        running_estate(folder, names, patch, mount=mount) as estate,
+        running_estate(folder, names, mount=mount) as estate,
     ):
         yield estate
 
@@ -288,35 +278,35 @@ def prefixes() -> Iterator[str]:
 
 
 @pytest.fixture
-def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Estate]:
+def own(tmp_path: Path) -> Iterator[Estate]:
     """Hosts and a daemon that no other test has to do with."""
     need("sshd", "netns")
-    with running_estate(tmp_path, ("one", "two", "three"), monkeypatch) as estate:
+    with running_estate(tmp_path, ("one", "two", "three")) as estate:
         yield estate
 
 
 @pytest.fixture
-def single(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Estate]:
+def single(tmp_path: Path) -> Iterator[Estate]:
     """One host whose keys are known."""
     need("sshd", "netns")
-    with running_estate(tmp_path, ("one",), monkeypatch) as estate:
+    with running_estate(tmp_path, ("one",)) as estate:
         yield estate
 
 
 @pytest.fixture
-def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Estate]:
+def small(tmp_path: Path) -> Iterator[Estate]:
     """One host, whose disk holds a megabyte."""
     need("sshd", "netns")
     mount = "mount -t tmpfs -o size=1m none {root}"
-    with running_estate(tmp_path, ("one",), monkeypatch, mount=mount) as estate:
+    with running_estate(tmp_path, ("one",), mount=mount) as estate:
         yield estate
 
 
 @pytest.fixture
-def pinning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Estate]:
+def pinning(tmp_path: Path) -> Iterator[Estate]:
     """One host of which nothing is known before."""
     need("sshd", "netns")
-    with running_estate(tmp_path, ("one",), monkeypatch, pin_first=True) as estate:
+    with running_estate(tmp_path, ("one",), pin_first=True) as estate:
         yield estate
 
 
@@ -465,13 +455,13 @@ def test_two_hundred_megabytes_arrive_whole(estate: Estate) -> None:
     assert operator.good("POST", "/payloads/drone_binary/verify", {"drone": one})["matches"]
 
 
-def test_any_node_does_it_and_all_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_node_does_it_and_all_know(tmp_path: Path) -> None:
     """One node's deployment is in the others' way, and the key that one saw is what all believe.
     The one that deploys is killed in the middle: nothing half done is left on the host, and its
     roll comes to its end elsewhere."""
     need("sshd", "netns")
     with ExitStack() as stack:
-        hosts = stack.enter_context(running_hosts(tmp_path, ("one", "two", "three"), monkeypatch))
+        hosts = stack.enter_context(running_hosts(tmp_path, ("one", "two", "three")))
         settings = settings_of(tmp_path, hosts, pin_first=True)
         swarm = stack.enter_context(running_swarm(tmp_path / "swarm", 3, first=91, **settings))
         operators = [
