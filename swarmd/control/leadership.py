@@ -63,7 +63,7 @@ async def _lead(
     presence, leases = Presence(cluster), Leases(cluster, standing.term)
     attendance = Attendance(cluster, standing.term)
     caretaker = Caretaker(cluster, standing.term, ways, attendance.heard_s)
-    removal = Removal(cluster, leases.silent)
+    removal = Removal(cluster, voter_settings, leases.silent)
     stops = [
         cluster.answers(RenewLease, leases.renew),
         cluster.answers(Beat, presence.beat),

@@ -41,6 +41,11 @@ class VoterSettings:
     remove_after_s: float = 600.0
     """A member that was not there for so long is taken out of the log."""
 
+    def wanted(self, view: LogView) -> int:
+        """How many are to vote, of the members that there are."""
+        members = len(view.voters) + len(view.learners)
+        return self.voters_many if members >= self.many_nodes else self.voters
+
 
 @dataclass(frozen=True)
 class Change:
@@ -60,8 +65,7 @@ def plan_members(
     `gone_s` for how long each member has not been there."""
     if view.joint:
         return None
-    members = len(view.voters) + len(view.learners)
-    wanted = settings.voters_many if members >= settings.many_nodes else settings.voters
+    wanted = settings.wanted(view)
     ready = sorted(
         (n for n in view.learners if caught_up_s.get(n, 0.0) >= settings.settle_s),
         key=lambda n: (-caught_up_s[n], n),

@@ -20,6 +20,7 @@ from swarmd.cluster.asks import (
 )
 from swarmd.cluster.handle import Cluster, LogView, local_reads
 from swarmd.cluster.numbers import raft_id_of
+from swarmd.control.members import VoterSettings
 from swarmd.domain.actors import Actor
 from swarmd.domain.errors import Conflict, NotFound, Unavailable
 from swarmd.domain.jobs import NodeId
@@ -38,26 +39,29 @@ STEP = 100
 class Removal:
     """Of one term of leadership."""
 
-    def __init__(self, cluster: Cluster, silent: Callable[[NodeId], bool]) -> None:
+    def __init__(
+        self, cluster: Cluster, settings: VoterSettings, silent: Callable[[NodeId], bool]
+    ) -> None:
         self._cluster = cluster
+        self._settings = settings
         self._silent = silent
         """Whether a node's last lease is over."""
 
     async def remove(self, ask: RemoveMember) -> MemberRemoved:
         node, nodes = await self._find(ask.node_id)
         view = self._cluster.log_view()
-        check_removal(view, node.id, self._reached(), _names(nodes))
+        next_voter = self._check_removal(view, node, nodes)
         if not ask.force and not ask.idle and not ask.dry and node.id != self._cluster.node.id:
             self._check_gone(node)
         if ask.dry:
             return MemberRemoved(node.name, len(view.voters))
         if node.id == self._cluster.node.id:
             # Somebody else has to do it: who is no member leads nobody.
-            if (next_voter := successor(view, node.id)) is not None:
+            if next_voter is not None:
                 await self._cluster.change_members(voters=(next_voter,))
             await self._cluster.hand_over()
             return MemberRemoved(node.name, len(view.voters), handed_over=True)
-        await self._take_out(node, view, ask.actor)
+        await self._take_out(node, view, next_voter, ask.actor)
         return MemberRemoved(node.name, len(self._cluster.log_view().voters))
 
     async def take_place(self, ask: TakePlace) -> None:
@@ -65,8 +69,8 @@ class Removal:
         state = self._cluster.peer(node.id).state
         check_succession(node, state, self._silent(node.id), ask.mesh, ask.source)
         view = self._cluster.log_view()
-        check_removal(view, node.id, self._reached(), _names(nodes))
-        await self._take_out(node, view, Actor(node.name, "mesh"))
+        next_voter = self._check_removal(view, node, nodes)
+        await self._take_out(node, view, next_voter, Actor(node.name, "mesh"))
 
     async def promote(self, ask: PromoteMember) -> MemberPromoted:
         node, _ = await self._find(ask.node_id)
@@ -82,6 +86,13 @@ class Removal:
                 return node, nodes
         raise NotFound("no such node", node_id=node_id[:128])
 
+    def _check_removal(self, view: LogView, node: Node, nodes: list[Node]) -> NodeId | None:
+        """Who votes in its place, if anybody is to. Conflict: it cannot go."""
+        reached = self._reached()
+        next_voter = successor(view, node.id, self._settings.wanted(view), reached)
+        check_removal(view, node.id, next_voter, reached, _names(nodes))
+        return next_voter
+
     def _reached(self) -> set[NodeId]:
         members = (*self._cluster.members, self._cluster.node.id)
         return {node_id for node_id in members if self._cluster.peer(node_id).alive}
@@ -94,9 +105,10 @@ class Removal:
                 node=node.name,
             )
 
-    async def _take_out(self, node: Node, view: LogView, actor: Actor) -> None:
+    async def _take_out(
+        self, node: Node, view: LogView, next_voter: NodeId | None, actor: Actor
+    ) -> None:
         """Out of the log first, then out of the state: nobody counts on it any more."""
-        next_voter = successor(view, node.id)
         voters = () if next_voter is None else (next_voter,)
         if node.id in (*view.voters, *view.learners):
             await self._cluster.change_members(voters=voters, removed=(node.id,))
@@ -106,17 +118,26 @@ class Removal:
         log.warning("a node was removed", extra={"node_id": node.id, "node": node.name})
 
 
-def successor(view: LogView, leaving: NodeId) -> NodeId | None:
-    """The learner that votes in the place of a voter; None: there is none, or no need."""
-    if leaving not in view.voters:
+def successor(
+    view: LogView, leaving: NodeId, wanted: int, reached: Collection[NodeId]
+) -> NodeId | None:
+    """The learner that votes in the place of a voter; None: there is none, or no need, as where
+    enough others vote: a leader that is to leave has one more vote beside it, and then goes."""
+    left = [n for n in view.voters if n != leaving]
+    if leaving not in view.voters or (len(left) >= wanted and _decide(left, reached)):
         return None
     ready = [n for n in view.learners if n != leaving and _lacks(view, n) == ""]
     return max(ready, key=lambda n: (view.progress[n].match, n), default=None)
 
 
+def _decide(voters: Collection[NodeId], reached: Collection[NodeId]) -> bool:
+    return sum(n in reached for n in voters) > len(voters) // 2
+
+
 def check_removal(
-    view: LogView, leaving: NodeId, reached: Collection[NodeId], names: Mapping[NodeId, str]
-) -> None:
+    view: LogView, leaving: NodeId, next_voter: NodeId | None, reached: Collection[NodeId],
+    names: Mapping[NodeId, str],
+) -> None:  # fmt: skip
     """Conflict: what is left would have no quorum, or nothing is left."""
     name = names.get(leaving, leaving)
     if set(names) == {leaving}:
@@ -126,7 +147,6 @@ def check_removal(
         )
     if leaving not in view.voters:
         return
-    next_voter = successor(view, leaving)
     left = [n for n in view.voters if n != leaving]
     left += [] if next_voter is None else [next_voter]
     if not left:
@@ -134,8 +154,8 @@ def check_removal(
             f"{name} is the only voter, and no learner has all that it has: without it the swarm's"
             " state is gone. See `swarmd raft status`, and try again when a learner has caught up"
         )
-    there, needed = sum(n in reached for n in left), len(left) // 2 + 1
-    if there < needed:
+    if not _decide(left, reached):
+        there, needed = sum(n in reached for n in left), len(left) // 2 + 1
         lost = [names.get(n, n) for n in left if n not in reached]
         raise Conflict(
             f"without {name} {there} of {len(left)} voters would be there, and {needed} are needed:"

@@ -306,7 +306,7 @@ async def _leave(stage: Stage, fault: Fault) -> bool:
     async with stage.anew(victim) as bottle:
         if bottle is None or victim is None:
             return False
-        if await _unless_refused(lambda: bottle.leave(victim)):
+        if await _goes(stage, lambda: bottle.leave(victim)):
             await trio.sleep(fault.for_s)
         await stage.start(victim, anew=True)
     return True
@@ -320,7 +320,7 @@ async def _remove(stage: Stage, fault: Fault) -> bool:
         if bottle is None or victim is None or by in (None, victim):
             return False
         host, ended = bottle.machine(victim), bottle.machine(victim).ended
-        await _unless_refused(lambda: bottle.remove(victim, by=str(by), force=True))
+        await _goes(stage, lambda: bottle.remove(victim, by=str(by), force=True))
         with trio.move_on_after(fault.for_s):
             await ended.wait()
         if host.scope is not None:
@@ -340,7 +340,7 @@ async def _remove_while_away(stage: Stage, fault: Fault) -> bool:
             return False
         host = bottle.machine(victim)
         await bottle.crash(victim, power=fault.how["power"] > 0.5)
-        if not await _unless_refused(lambda: bottle.remove(victim, by=str(by), force=True)):
+        if not await _goes(stage, lambda: bottle.remove(victim, by=str(by), force=True)):
             if await stage.start(victim, anew=True):
                 stage.wipe(victim)  # what was refused may be done all the same
                 await stage.start(victim, anew=True)
@@ -384,6 +384,14 @@ async def _remove_and_return(stage: Stage, fault: Fault) -> bool:
     await trio.sleep(fault.for_s)
     await _unless_refused(lambda: replica.change_members(learners=(gone,)))
     return True
+
+
+async def _goes(stage: Stage, step: Callable[[], Awaitable[object]]) -> bool:
+    """A node is to leave, or to be removed: whether it was seen to its end."""
+    if done := await _unless_refused(step):
+        return done
+    stage.unfinished += 1
+    return False
 
 
 async def _unless_refused(step: Callable[[], Awaitable[object]]) -> bool:

@@ -31,6 +31,9 @@ class Stage:
         self.struck: Counter[str] = Counter()
         self.newcomers = {name: tuple(seeds) for name, seeds in (newcomers or {}).items()}
         """Hosts that come only when a fault brings them, and whom they ask."""
+        self.unfinished = 0
+        """So many nodes were to go for good, and it was not seen to its end: a leader that was one
+        of them had given a vote to another, and may have stayed."""
         self._kinds = kinds
         self._switch_off = switch_off
         """Ends what runs on a host beside its daemon."""

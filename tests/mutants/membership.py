@@ -131,8 +131,7 @@ MUTANTS = (
     # Going
     Mutant(
         "a removal counts on voters that are not there", REMOVAL,
-        "    there, needed = sum(n in reached for n in left), ",
-        "    there, needed = len(left), ", RULES,
+        "    return sum(n in reached for n in voters) > ", "    return len(voters) > ", RULES,
     ),
     Mutant(
         "a name is given over while its last lease runs", REMOVAL,
@@ -145,6 +144,10 @@ MUTANTS = (
     Mutant(
         "the only voter goes, and nobody has all that it had", REMOVAL,
         '_lacks(view, n) == ""]', "True]", RULES,
+    ),
+    Mutant(
+        "a leader that leaves is replaced twice", REMOVAL,
+        "len(left) >= wanted and _decide(left, reached)", "False", (*RULES, *BOTTLED),
     ),
     Mutant(
         "a removed node is out of the state and not out of the log", REMOVAL,

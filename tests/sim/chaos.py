@@ -47,8 +47,6 @@ CALM_S = 180.0
 """After that all hosts are up again, whatever was done to them."""
 DRAIN_S = 120.0
 """A silent executor is waited for, and what it held runs elsewhere."""
-LEAVING = ("leave", "remove", "remove-while-away")
-"""A leader that is to go has another vote first, and may then stay."""
 WATCHED_S = 30.0
 """By then who watches has seen all there was."""
 
@@ -194,7 +192,7 @@ class Chaos:
 
     async def _settled(self, stage: Stage) -> None:
         """All vote who are to, also when one of them is gone for good."""
-        more = int(any(stage.struck[kind] for kind in LEAVING))
+        more = int(stage.unfinished > 0)
         await _voters_are_well(stage.world, more)
         if await self._lose_a_voter(stage.world):
             await _voters_are_well(stage.world, more)

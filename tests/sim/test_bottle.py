@@ -130,6 +130,25 @@ async def test_a_node_leaves_and_its_host_joins_again_as_another(bottle: Bottle)
     await use(bottle, 10)
 
 
+@bottled(5)
+async def test_leaders_that_leave_one_after_the_other_pass_on_a_vote_each(bottle: Bottle) -> None:
+    """Another votes before the leader hands over, and nobody besides once it goes."""
+    await bottle.populate(*FIVE)
+
+    def votes(learners: int) -> bool:
+        view = bottle.replica(bottle.leaders()[0]).log_view() if bottle.leaders() else None
+        return view is not None and not view.joint and (3, learners) == (
+            len(view.voters), len(view.learners)
+        )  # fmt: skip
+
+    for _ in range(3):
+        leader = await bottle.leader()
+        await bottle.leave(leader)
+        await bottle.until(lambda: votes(1), 20, "three of four that vote")
+        await bottle.start(leader, join=[name for name in FIVE if name != leader])
+        await bottle.until(lambda: votes(2), 20, "three of five that vote")
+
+
 @bottled(6)
 async def test_a_node_that_is_removed_ends_and_is_let_in_no_more(bottle: Bottle) -> None:
     await bottle.populate(*FIVE[:4])

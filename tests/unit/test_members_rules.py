@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import pytest
 
 from mesh.keyring import Keyring, first_ring
@@ -17,7 +19,7 @@ from swarmd.domain.errors import Conflict, Unavailable
 from swarmd.domain.jobs import NodeId
 from swarmd.domain.nodes import Node
 
-A, B, C, D = (NodeId(n) for n in "abcd")
+A, B, C, D, E, F = (NodeId(n) for n in "abcdef")
 NAMES = {n: f"node-{n}" for n in (A, B, C, D)}
 
 
@@ -46,25 +48,54 @@ def test_a_removal_leaves_a_quorum_or_is_refused(
 ) -> None:
     picture, there = view(voters, learners), set(map(NodeId, reached))
     if not words:
-        check_removal(picture, leaving, there, NAMES)
+        remove(picture, leaving, there)
         return
     with pytest.raises(Conflict, match=words):
-        check_removal(picture, leaving, there, NAMES)
+        remove(picture, leaving, there)
+
+
+def remove(
+    picture: LogView, leaving: NodeId, there: set[NodeId], names: Mapping[NodeId, str] = NAMES
+) -> None:
+    next_voter = successor(picture, leaving, 3, there)
+    check_removal(picture, leaving, next_voter, there, names)
 
 
 def test_the_last_is_not_removed_nor_the_only_one_that_knows_all() -> None:
     with pytest.raises(Conflict, match="last node of its swarm"):
-        check_removal(view("a"), A, {A}, {A: "one"})
+        remove(view("a"), A, {A}, {A: "one"})
     with pytest.raises(Conflict, match="the only voter, and no learner has all"):
-        check_removal(view("a", "b", behind=300), A, {A, B}, NAMES)
+        remove(view("a", "b", behind=300), A, {A, B})
     with pytest.raises(Conflict, match="the only voter"):
-        check_removal(view("a", "b", active=False), A, {A, B}, NAMES)
+        remove(view("a", "b", active=False), A, {A, B})
 
 
 def test_who_votes_next_is_one_that_keeps_up() -> None:
-    assert successor(view("ab", "cd"), A) == D
-    assert successor(view("ab", "cd"), C) is None
-    assert successor(view("ab", "cd", behind=1000), A) is None
+    everyone = {A, B, C, D}
+    assert successor(view("ab", "cd"), A, 3, everyone) == D
+    assert successor(view("ab", "cd"), C, 3, everyone) is None
+    assert successor(view("ab", "cd", behind=1000), A, 3, everyone) is None
+
+
+@pytest.mark.parametrize(
+    ("voters", "learners", "wanted", "reached", "then"),
+    [
+        ("abc", "d", 3, "abcd", D),
+        # It gave its vote to another when it led: it goes, and nobody takes its place.
+        ("abcd", "e", 3, "abcde", None),
+        ("abcd", "e", 5, "abcde", E),
+        ("ab", "c", 2, "abc", C),
+        ("abc", "d", 2, "abcd", None),
+        # More than are wanted, and without one more they would decide nothing.
+        ("abcde", "f", 3, "abcf", F),
+        ("abcd", "e", 3, "abce", None),
+    ],
+)
+def test_a_vote_is_passed_on_only_where_it_is_wanted(
+    voters: str, learners: str, wanted: int, reached: str, then: NodeId | None
+) -> None:
+    picture, there = view(voters, learners), set(map(NodeId, reached))
+    assert successor(picture, A, wanted, there) == then
 
 
 def test_only_a_learner_that_keeps_up_is_promoted() -> None:
