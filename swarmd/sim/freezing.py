@@ -84,6 +84,12 @@ class Freezer(trio.abc.Instrument):
         self.let_go(gate)
         gate.open()
 
+    def end(self) -> None:
+        """Of the world: whoever is stopped has turns again, and what waited for it is lost."""
+        for gate in list(self._held):
+            self.let_go(gate)
+            gate.forget()
+
     def let_go(self, gate: Gate) -> None:
         """Its tasks have their turns again; what waits at the gate stays there."""
         queue = trio_run.GLOBAL_RUN_CONTEXT.runner.runq

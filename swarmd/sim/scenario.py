@@ -7,6 +7,7 @@ gone afterwards.
 
 from __future__ import annotations
 
+import signal
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -164,13 +165,17 @@ class Progress:
 
 @dataclass
 class Stop:
-    """Ends a run from without; a signal's handler may call it."""
+    """Ends a run from without; a signal's handler may call it. Who sends a second one has waited
+    long enough: it ends the process."""
 
     asked: bool = False
     _scope: trio.CancelScope | None = None
     _token: trio.lowlevel.TrioToken | None = None
 
-    def __call__(self, *_: object) -> None:
+    def __call__(self, number: int | None = None, *_: object) -> None:
+        if self.asked and number is not None:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
         self.asked = True
         if self._token is not None and self._scope is not None:
             self._token.run_sync_soon(self._scope.cancel)

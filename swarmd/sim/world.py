@@ -203,16 +203,18 @@ class World:
         if host.scope is None or host.gate.shut:
             return
         self.freezer.freeze(host.gate)
-        with trio.move_on_after(for_s):
-            with trio.move_on_after(self.network.noticed_s):
-                await ended.wait()
+        try:
+            with trio.move_on_after(for_s):
+                with trio.move_on_after(self.network.noticed_s):
+                    await ended.wait()
+                if host.ended is ended and not ended.is_set():
+                    self.network.note_stopped(name, True)
+                    await ended.wait()
+        finally:
             if host.ended is ended and not ended.is_set():
-                self.network.note_stopped(name, True)
-                await ended.wait()
-        if host.ended is ended and not ended.is_set():
-            self.freezer.thaw(host.gate)
-            if name in self.network.stopped:
-                self.network.note_stopped(name, False)
+                self.freezer.thaw(host.gate)
+                if name in self.network.stopped:
+                    self.network.note_stopped(name, False)
 
     # What is seen of them
 
@@ -366,8 +368,12 @@ def run_in(
             world = kind(seed, place, nursery, settings or OpeningSettings())
             clock.timers = world.timers
             nursery.start_soon(world.timers.run)
-            with trio.fail_after(BODY_S_MAX):
-                await body(world)
+            try:
+                with trio.fail_after(BODY_S_MAX):
+                    await body(world)
+            finally:
+                # Who has no turns cannot end either.
+                world.freezer.end()
             nursery.cancel_scope.cancel()
 
     deterministic = trio_run._ALLOW_DETERMINISTIC_SCHEDULING

@@ -25,7 +25,7 @@ import msgspec
 
 from swarmd.domain.errors import Invalid
 from swarmd.sim.faults import Fault, decode_schedule
-from tests.sim.seeds import Outcome, chaos_of, run_quietly, run_seed
+from tests.sim.seeds import Outcome, chaos_of, ended_if_it_hangs, run_quietly, run_seed
 from tests.sim.shrink import Budget, explain
 
 logging.disable()  # a swarm under so many faults has much to say
@@ -115,14 +115,22 @@ def _outcomes(seeds: Iterator[int], seconds: float, processes: int) -> Iterator[
                 try:
                     yield future.result()
                 except BrokenProcessPool:
-                    about = ", ".join(map(str, sorted([seed, *under_way.values()])))
-                    yield Outcome(seed, failure=f"a process died or hung with one of {about}",
-                                  kind="hang")  # fmt: skip
+                    yield Outcome(
+                        seed, failure=_hung(sorted([seed, *under_way.values()]), seconds),
+                        kind="hang",
+                    )  # fmt: skip
                     return
             if not done:
                 yield None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _hung(about: Sequence[int], seconds: float) -> str:
+    """What to do about it: which of them it was is not known."""
+    lines = [f"    python -m tests.sim --seed {seed} --seconds {seconds:g}" for seed in about]
+    return "\n".join(["a process died or hung with one of these; each again, to its end or to"
+                      " where it stands:", *lines])  # fmt: skip
 
 
 def soak(seeds: Iterable[int], chosen: argparse.Namespace) -> int:
@@ -207,7 +215,8 @@ def one(chosen: argparse.Namespace) -> int:
         other = f" {fault.other}" if fault.other else ""
         print(f"{n:4} {fault.at_s:8.3f} s {fault.kind} {fault.victim}{other}"
               f" for {fault.for_s:g} s {how}".rstrip())  # fmt: skip
-    outcome = run_seed(chosen.seed, chosen.seconds, schedule)
+    with ended_if_it_hangs(chosen.seconds):
+        outcome = run_seed(chosen.seed, chosen.seconds, schedule)
     print(
         f"{outcome.simulated_s:.1f} s simulated in {outcome.cpu_s:.1f} s of CPU,"
         f" {outcome.operations} operations, fingerprint {outcome.fingerprint or 'none'}"

@@ -8,7 +8,8 @@ import re
 import tempfile
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -113,9 +114,16 @@ def run_seed(seed: int, seconds: float, schedule: Sequence[Fault] | None = None)
 def run_quietly(seed: int, seconds: float) -> Outcome:
     """In a process of many seeds: a swarm under faults has much to say, and one may hang."""
     logging.disable()
+    with ended_if_it_hangs(seconds):
+        return run_seed(seed, seconds)
+
+
+@contextmanager
+def ended_if_it_hangs(seconds: float) -> Iterator[None]:
+    """The process, with where it stands."""
     faulthandler.dump_traceback_later(HANGS_S + seconds, exit=True)
     try:
-        return run_seed(seed, seconds)
+        yield
     finally:
         faulthandler.cancel_dump_traceback_later()
 

@@ -229,6 +229,21 @@ def test_a_run_that_is_stopped_tells_what_it_saw() -> None:
     assert any("nothing to tell" in line for line in lines(early))
 
 
+@pytest.mark.parametrize("stopped_at_s", [None, 10.0])
+def test_a_run_ends_while_a_node_stands_still(stopped_at_s: float | None) -> None:
+    stop = Stop()
+
+    def tell(progress: Progress) -> None:
+        if stopped_at_s is not None and progress.lived_s > stopped_at_s:
+            stop()
+
+    faults = (Fault(5.0, "freeze", "n2", for_s=60.0),)
+    found = Run(of_five(faults=faults, seconds=15.0), stop, tell).live()
+    assert found["broken"] is None
+    assert found["ended"] == ("as planned" if stopped_at_s is None else "interrupted")
+    assert found["summary"]["quorum"]["kept"]
+
+
 def test_a_broken_rule_is_told_and_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(self: object, event: object) -> None:
         raise AssertionError("two hold one device")

@@ -80,6 +80,39 @@ def test_a_world_that_hangs_fails(tmp_path: Path) -> None:
         run_world(1, tmp_path, body)
 
 
+def test_what_is_wrong_while_a_process_stands_still_is_told(tmp_path: Path) -> None:
+    async def body(world: World) -> None:
+        await world.swarm_of("a", "b", "c")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(world.freeze, "b", 8)
+            await trio.sleep(2)
+            raise AssertionError("as if")
+
+    with pytest.raises(AssertionError, match="as if"):
+        run_world(1, tmp_path, body)
+
+
+def test_a_world_ends_though_a_process_in_it_stands_still(tmp_path: Path) -> None:
+    async def body(world: World) -> None:
+        await world.swarm_of("a", "b", "c")
+        world.freezer.freeze(world.hosts["b"].gate)
+        await trio.sleep(2)
+
+    run_world(1, tmp_path, body)
+
+
+def test_who_stood_still_for_less_long_than_was_meant_goes_on(tmp_path: Path) -> None:
+    async def body(world: World) -> None:
+        await world.swarm_of("a", "b", "c")
+        with trio.move_on_after(4):
+            await world.freeze("b", 60)
+        assert not world.network.stopped
+        await world.put("b", "key", "value")
+        await world.settle()
+
+    run_world(1, tmp_path, body)
+
+
 # The witness
 
 
