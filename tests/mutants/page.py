@@ -40,7 +40,9 @@ def page(lists: Lists, findings: Findings, seeds: int, seconds: float) -> str:
         early = sum(number <= seeds for number in numbers)
         counts += (
             f" {early} are found by a seed of the first {seeds} too, {numbers.count(1)} of them by"
-            f" the first, and {len(numbers) - early} by a later one."
+            f" the first, and {len(numbers) - early} by a later one. The other"
+            f" {len(every) - len(numbers)} are seen by directed tests alone; what a seed would need"
+            " to come upon them is in their rows."
         )
     lines = [_HEAD.format(seeds=seeds, seconds=seconds, counts=_wrapped(counts))]
     for title, mutants in lists:
