@@ -24,7 +24,7 @@ from tests.daemon import Daemon
 from tests.sshd import Sshd, alive
 
 KEY = "a-key-for-tests"
-TIMEOUT_S = 20.0
+TIMEOUT_S = 120.0
 
 
 class Host:

@@ -58,7 +58,7 @@ class Links:
         self._changed.set()
         self._changed = trio.Event()
 
-    async def wait(self, peer: str, up: bool, bound_s: float = 5.0) -> str:
+    async def wait(self, peer: str, up: bool, bound_s: float = 60.0) -> str:
         with trio.fail_after(bound_s):
             while True:
                 for told in self.told:
@@ -67,7 +67,7 @@ class Links:
                 await self._changed.wait()
 
 
-async def until(holds: Callable[[], object], bound_s: float = 5.0) -> None:
+async def until(holds: Callable[[], object], bound_s: float = 60.0) -> None:
     """For what no event tells: another task's own tidying up."""
     with trio.fail_after(bound_s):
         while not holds():

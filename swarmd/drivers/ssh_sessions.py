@@ -59,15 +59,17 @@ class Session:
 
     async def receive(self) -> tuple[bool, bytes] | None:
         """As of a channel: what it said, and whether on stderr; None once nothing more comes."""
-        while not self._ready:
+        await self.begun()
+        return self._ready.pop(0) if self._ready else await self.channel.receive()
+
+    async def begun(self) -> None:
+        """Wait until it has said who leads it; or that it will not, as after its end."""
+        while self._noise is not None:
             said = await self.channel.receive()
             if said is None:
-                self._ready, self._noise = self._noise or [], None
-                return self._ready.pop(0) if self._ready else None
-            if self._noise is None:
-                return said
-            self._take_in(*said)
-        return self._ready.pop(0)
+                self._ready, self._noise = self._noise, None
+            else:
+                self._take_in(*said)
 
     def _take_in(self, error: bool, data: bytes) -> None:
         """Until the line has come, all is held: it may come in pieces, after a host's noise."""
@@ -117,8 +119,7 @@ async def _end(connection: Connection, session: Session, *, told_first: bool) ->
         if not told_first:
             session.channel.signal("KILL")
         with trio.move_on_after(end_s / 3):
-            while session.leader is None and await session.receive() is not None:
-                pass
+            await session.begun()
         if session.leader is not None:
             try:
                 async with connection.sweeping:

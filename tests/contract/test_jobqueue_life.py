@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import http.client
 import os
+import shutil
 import socket
 import struct
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -36,6 +38,20 @@ def queue(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
                                 headers={"Content-Type": "application/octet-stream"})  # fmt: skip
         assert answer.json["sha256"] == SHA256, answer.body
         yield daemon
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Where the account of jobs sees what a test makes there, unlike pytest's own."""
+    place = Path(tempfile.mkdtemp(prefix="life-"))
+    place.chmod(0o711)
+    yield place
+    shutil.rmtree(place)
+
+
+def until_there(file: Path) -> str:
+    """Work of a job."""
+    return f"until [ -e {file} ]; do sleep 0.05; done"
 
 
 def submit(queue: Daemon, work: str, **members: object) -> str:
@@ -134,7 +150,7 @@ def test_the_environment_is_the_jobs_own(queue: Daemon) -> None:
 
 def test_a_job_that_takes_too_long_is_ended_with_its_tree(queue: Daemon) -> None:
     work = "trap '' TERM; sleep 600 & echo $!; wait; sleep 600"
-    job = ended(queue, submit(queue, work, timeout_seconds=0.5))
+    job = ended(queue, submit(queue, work, timeout_seconds=3))
     assert job["status"] == "failed"
     assert "time" in job["error_message"]
     assert not alive(int(job["stdout"]))
@@ -169,13 +185,17 @@ def test_jobs_that_are_cancelled_as_they_start_leave_nothing(queue: Daemon) -> N
     assert (job["status"], job["error_message"]) == ("completed", None)
 
 
-def test_dependants_run_after_and_fail_with_what_they_wait_for(queue: Daemon) -> None:
-    first = submit(queue, "sleep 0.2; echo first")
+def test_dependants_run_after_and_fail_with_what_they_wait_for(queue: Daemon, folder: Path) -> None:
+    one, two = folder / "one", folder / "two"
+    first = submit(queue, f"{until_there(one)}; echo first")
     second = submit(queue, "echo second", depends_on=[first])
+    one.touch()
     job = ended(queue, second)
     assert (job["status"], job["stdout"]) == ("completed", "second\n")
     assert details(queue, first)["status"] == "completed"
-    lost = submit(queue, "true", depends_on=[(failing := submit(queue, "sleep 0.2; exit 1"))])
+    failing = submit(queue, f"{until_there(two)}; exit 1")
+    lost = submit(queue, "true", depends_on=[failing])
+    two.touch()
     assert ended(queue, failing)["status"] == "failed"
     job = ended(queue, lost)
     assert job["status"] == "failed"
@@ -191,14 +211,16 @@ def test_what_no_node_can_run_says_why(queue: Daemon) -> None:
     assert queue.request("DELETE", f"{JOBS}/{job_id}").status == 200
 
 
-def test_logs_come_while_the_job_writes_them(queue: Daemon) -> None:
-    job_id = submit(queue, "echo one; read x < /dev/null; sleep 0.5; echo two")
+def test_logs_come_while_the_job_writes_them(queue: Daemon, folder: Path) -> None:
+    gate = folder / "gate"
+    job_id = submit(queue, f"echo one; {until_there(gate)}; echo two")
     with closing(http.client.HTTPConnection("127.0.0.1", queue.ports["jobqueue"], timeout=20)) as c:
         c.request("GET", f"{JOBS}/{job_id}/logs?follow=true")
         answer = c.getresponse()
         assert answer.getheader("Transfer-Encoding") == "chunked"
         assert answer.read(4) == b"one\n"
         assert details(queue, job_id)["status"] == "running"
+        gate.touch()
         assert answer.read() == b"two\n"
     assert queue.request("GET", f"{JOBS}/{job_id}/logs?from_byte=4").body == b"two\n"
 

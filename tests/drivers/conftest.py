@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from swarmd.drivers.ssh import Ssh, open_ssh
+from swarmd.drivers.ssh import Ssh, SshSettings, open_ssh
 from tests.parts import need
 from tests.sshd import Sshd, running_sshd
 
@@ -27,5 +27,6 @@ def sshd(tmp_path: Path, sshd_env: dict[str, str]) -> Iterator[Sshd]:
 
 @pytest.fixture
 async def ssh() -> AsyncIterator[Ssh]:
-    async with open_ssh() as ssh:
+    # What a late or cancelled command left is ended on a slow machine as well.
+    async with open_ssh(SshSettings(end_timeout_s=30.0)) as ssh:
         yield ssh

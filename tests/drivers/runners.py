@@ -54,7 +54,7 @@ def shell(folder: Path, script: str, **more: object) -> AttemptOrder:
 async def ends(runner: RunnerClient, count: int = 1, *, ack: bool = True) -> dict[int, Ended]:
     """The next ends, by attempt."""
     found: dict[int, Ended] = {}
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         while len(found) < count:
             batch = [event for event in await runner.take() if isinstance(event, Ended)]
             found.update((event.id, event) for event in batch)
@@ -69,7 +69,7 @@ async def run(runner: RunnerClient, wanted: AttemptOrder) -> Ended:
 
 
 async def started(runner: RunnerClient) -> Started:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while True:
             for event in await runner.take():
                 if isinstance(event, Started):
@@ -80,7 +80,7 @@ def output(wanted: AttemptOrder, stream: str = "stdout") -> str:
     return Path(wanted.dir, stream).read_text()
 
 
-async def until(true: Callable[[], object], timeout_s: float = 10) -> None:
+async def until(true: Callable[[], object], timeout_s: float = 60) -> None:
     with trio.fail_after(timeout_s):
         while not true():
             await trio.sleep(0.01)

@@ -33,7 +33,7 @@ async def test_megabytes_go_both_ways_at_once(tls: bool) -> None:
                 await stream.send_all(part)
 
         b.handle_stream("mirror", mirror)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             async with await a.open_stream("b", "mirror", b"please", 5) as stream:
                 async with trio.open_nursery() as nursery:
 
@@ -54,7 +54,7 @@ async def test_one_end_may_be_over_while_the_other_goes_on() -> None:
             await stream.send_all(str(size).encode())
 
         b.handle_stream("count", count)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             async with await a.open_stream("b", "count", b"", 5) as stream:
                 await stream.send_all(bytes(1000))
                 await stream.send_eof()
@@ -72,7 +72,7 @@ async def test_small_pieces_and_small_reads() -> None:
                 await stream.send_all(bytes([n % 256]))
 
         b.handle_stream("dribble", dribble)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             async with await a.open_stream("b", "dribble", b"", 5) as stream:
                 got = bytearray()
                 while part := await stream.receive_some(7):
@@ -105,7 +105,7 @@ async def test_who_reads_slowly_holds_up_nobody_else(tls: bool) -> None:
             await stream.send_eof()
             sent.set()
 
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 asleep = await a.open_stream("b", "sleeper", b"", 5)
                 nursery.start_soon(flood, asleep)
@@ -138,7 +138,7 @@ async def test_calls_overtake_bulk() -> None:
                 await stream.send_all(bytes(8_000_000))
             done.append(f"bulk {number}")
 
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 for number in range(4):
                     nursery.start_soon(bulk, number)
@@ -164,7 +164,7 @@ async def test_an_abort_is_told_with_its_reason() -> None:
 
         b.handle_stream("give_up", give_up)
         b.handle_stream("endless", endless)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             stream = await a.open_stream("b", "give_up", b"", 5)
             with pytest.raises(Aborted, match="the disk is full"):
                 await read_all(stream)
@@ -193,7 +193,7 @@ async def test_who_stops_reading_is_told_to_the_sender_and_what_it_sent_arrives(
             stopped.set()
 
         b.handle_stream("take_all", take_all)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             async with await a.open_stream("b", "take_all", b"", 5) as stream:
                 await stream.send_all(bytes(1_000_000))
             await stopped.wait()
@@ -215,7 +215,7 @@ async def test_refusals_of_streams_have_codes() -> None:
         b.handle_stream("refuse", refuse)
         b.handle_stream("broken", broken)
         b.handle_stream("endless", endless)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             for method, code in (("refuse", "gone"), ("broken", "failed"), ("?", "unknown_method")):
                 async with await a.open_stream("b", method, b"", 5) as stream:
                     with pytest.raises(Refused) as caught:
@@ -242,7 +242,7 @@ async def test_a_lost_connection_ends_streams_on_both_sides() -> None:
             ended.set()
 
     async with node("a") as a:
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             async with node("b") as b:
                 b.handle_stream("endless", endless)
                 a.set_peers({"b": b.addresses})
@@ -258,9 +258,10 @@ async def test_a_lost_connection_ends_streams_on_both_sides() -> None:
 async def test_a_cancelled_sender_leaves_no_half_truth() -> None:
     async with nodes("a", "b") as (a, b):
         ends: list[str] = []
-        over = trio.Event()
+        begun, over = trio.Event(), trio.Event()
 
         async def slow(peer: str, body: bytes, stream: ByteStream) -> None:
+            begun.set()
             try:
                 await trio.sleep_forever()
             finally:
@@ -268,9 +269,11 @@ async def test_a_cancelled_sender_leaves_no_half_truth() -> None:
                 over.set()
 
         b.handle_stream("slow", slow)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
+            stream = await a.open_stream("b", "slow", b"", 30)
+            await begun.wait()
             with trio.move_on_after(0.1):
-                async with await a.open_stream("b", "slow", b"", 5) as stream:
+                async with stream:
                     await stream.send_all(bytes(10_000_000))
             await over.wait()
         assert ends == ["cancelled"]

@@ -122,9 +122,9 @@ async def test_a_tree_is_brought_up_to_date_in_bounded_time(
     with pytest.raises(Unavailable, match="ended with 3: the mirror is away"):
         await asked.sync(("sh", "-c", "echo the mirror is away >&2; exit 3"), 20)
     pid = tmp_path / "pid"
-    with pytest.raises(Unavailable, match=r"no answer within 0\.5 s"):
-        await asked.sync(("sh", "-c", f"sleep 60 & echo $! > {pid}; wait"), 0.5)
-    with suppress(ProcessLookupError), trio.fail_after(10):
+    with pytest.raises(Unavailable, match="no answer within 3 s"):
+        await asked.sync(("sh", "-c", f"sleep 60 & echo $! > {pid}; wait"), 3)
+    with suppress(ProcessLookupError), trio.fail_after(60):
         left = os.pidfd_open(int(pid.read_text()))
         try:
             await trio.lowlevel.wait_readable(left)  # it is killed, and may not have ended yet

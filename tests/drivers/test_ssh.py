@@ -23,13 +23,13 @@ SLEEPERS = "trap '' HUP INT TERM; set -m; sleep 1000 & (trap '' HUP; exec sleep 
 
 
 async def gone(*pids: int) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while any(map(alive, pids)):
             await trio.sleep(0.02)
 
 
 async def written(file: Path, lines: int = 1) -> list[int]:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while len(found := words_in(file)) < lines:
             await trio.sleep(0.02)
     return [int(word) for word in found]
@@ -41,7 +41,7 @@ def words_in(file: Path) -> list[str]:
 
 async def until_shown(terminal: Terminal, what: str) -> str:
     shown = ""
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         while what not in shown:
             data = await terminal.receive()
             assert data, f"the shell ended: {shown!r}"
@@ -123,7 +123,7 @@ async def test_a_cancelled_command_is_ended_there(ssh: Ssh, sshd: Sshd, tmp_path
 
 
 async def test_what_a_command_left_on_purpose_stays_and_keeps_nobody(ssh: Ssh, sshd: Sshd) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         ran = await ssh.exec(sshd.target(), "setsid sleep 1000 & echo $!", timeout_s=99)
     pid = int(ran.stdout)
     assert ran.exit_code == 0 and alive(pid)
@@ -167,11 +167,11 @@ async def test_connections_are_kept_and_left_when_idle(sshd: Sshd) -> None:
         for _ in range(3):
             await ssh.exec(sshd.target(), "true", timeout_s=20)
         assert len(sshd.sessions()) == 1
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while sshd.sessions():
                 await trio.sleep(0.05)
         await ssh.exec(sshd.target(), "true", timeout_s=20)
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while sshd.sessions():
             await trio.sleep(0.05)
 
@@ -194,15 +194,21 @@ async def test_a_restarted_host_is_reached_again(ssh: Ssh, sshd: Sshd) -> None:
     await ssh.exec(sshd.target(), "true", timeout_s=20)
 
 
-async def test_a_connection_lost_while_a_command_runs_is_said(ssh: Ssh, sshd: Sshd) -> None:
+async def test_a_connection_lost_while_a_command_runs_is_said(
+    ssh: Ssh, sshd: Sshd, tmp_path: Path
+) -> None:
+    file = tmp_path / "pid"
+
     async def lose() -> None:
-        await trio.sleep(0.5)
+        await written(file)
         sshd.stop()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lose)
         with pytest.raises(Unavailable, match="connection was lost before the command"):
-            await ssh.exec(sshd.target(), "sleep 1000", timeout_s=60)
+            # What it reads is sent once we know that it has begun.
+            command = f"read word; echo $$ >{file}; sleep 1000"
+            await ssh.exec(sshd.target(), command, input=b"go\n", timeout_s=99)
 
 
 @pytest.mark.needs("sshd")
@@ -213,17 +219,17 @@ async def test_a_host_with_few_sessions_gets_more_connections(tmp_path: Path) ->
                 nursery.start_soon(lambda: ssh.exec(sshd.target(), "sleep 0.5", timeout_s=30))
 
 
-async def test_more_than_a_host_may_be_asked_at_once_is_busy(sshd: Sshd) -> None:
+async def test_more_than_a_host_may_be_asked_at_once_is_busy(sshd: Sshd, tmp_path: Path) -> None:
     settings = SshSettings(connections_per_target_max=1, channels_max=2)
     async with open_ssh(settings) as ssh, trio.open_nursery() as nursery:
-        for _ in range(2):
-            nursery.start_soon(lambda: ssh.exec(sshd.target(), "sleep 1000", timeout_s=99))
-        with trio.fail_after(20):
-            while len([*sshd.sessions()]) < 1:
-                await trio.sleep(0.05)
-            await trio.sleep(0.5)
-            with pytest.raises(Busy):
-                await ssh.exec(sshd.target(), "true", timeout_s=20)
+        files = [tmp_path / f"pid{number}" for number in range(2)]
+        for file in files:
+            command = f"echo $$ >{file}; sleep 1000"
+            nursery.start_soon(lambda c: ssh.exec(sshd.target(), c, timeout_s=999), command)
+        for file in files:
+            await written(file)
+        with trio.fail_after(60), pytest.raises(Busy):
+            await ssh.exec(sshd.target(), "true", timeout_s=99)
         nursery.cancel_scope.cancel()
 
 
@@ -233,7 +239,7 @@ async def test_an_idle_connection_gives_way_to_another_hosts(tmp_path: Path) -> 
         async with open_ssh(SshSettings(connections_max=1)) as ssh:
             for sshd in (one, two, one):
                 await ssh.exec(sshd.target(), "true", timeout_s=20)
-            with trio.fail_after(10):
+            with trio.fail_after(60):
                 while two.sessions():
                     await trio.sleep(0.05)
 

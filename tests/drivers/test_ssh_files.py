@@ -44,7 +44,7 @@ async def in_pieces(data: bytes, size: int = 100_000) -> AsyncIterator[bytes]:
 
 
 async def stays_so(folder: Path, *names: str) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while sorted(os.listdir(folder)) != sorted(names):
             await trio.sleep(0.02)
 
@@ -210,9 +210,9 @@ async def test_a_server_that_stops_in_the_middle_ends_within_its_bound(
         yield data[1_000_000:]
         yield data  # more than it takes in while it is stopped
 
-    settings = SshSettings(stall_timeout_s=0.5)
+    settings = SshSettings(stall_timeout_s=5)
     async with open_ssh(settings) as ssh:
-        with trio.fail_after(20), pytest.raises(Unavailable, match=r"did not go on within 0.5 s"):
+        with trio.fail_after(60), pytest.raises(Unavailable, match=r"did not go on within 5 s"):
             facts = {**announced(data), "size_bytes": 10**9}
             await ssh.put(sshd.target(), stops(), str(folder / "file"), **facts)
         assert stopped

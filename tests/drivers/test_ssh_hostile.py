@@ -30,6 +30,8 @@ from tests.sshd import Sshd, make_key, running_sshd
 SHORT = SshSettings(
     connect_timeout_s=0.5, login_timeout_s=1.0, open_timeout_s=1.0, end_timeout_s=1.0
 )
+REAL = SshSettings(connect_timeout_s=5, login_timeout_s=5, open_timeout_s=5, end_timeout_s=1)
+"""For a real sshd, which has to come so far before it hangs, on a slow machine as well."""
 
 
 @pytest.fixture
@@ -284,17 +286,17 @@ async def test_noise_in_place_of_a_handshake_is_only_unavailable(key: bytes, see
 @pytest.mark.needs("root", "sshd")
 async def test_a_host_that_never_answers_the_login_ends_within_its_bound(tmp_path: Path) -> None:
     # sshd runs only what no one but root may write, all the way up.
-    options = ("AuthorizedKeysCommand /bin/sleep 20", "AuthorizedKeysCommandUser root")
+    options = ("AuthorizedKeysCommand /bin/sleep 60", "AuthorizedKeysCommandUser root")
     with running_sshd(tmp_path / "sshd", options=options) as sshd:
         make_key(tmp_path / "other", "ed25519")
         target = sshd.target(key_file=str(tmp_path / "other"))
-        async with open_ssh(SHORT) as ssh:
-            with trio.fail_after(5), pytest.raises(Unavailable, match="answer the login within"):
-                await ssh.exec(target, "true", timeout_s=5)
+        async with open_ssh(REAL) as ssh:
+            with trio.fail_after(40), pytest.raises(Unavailable, match="answer the login within"):
+                await ssh.exec(target, "true", timeout_s=60)
 
 
 async def test_a_host_that_stops_ends_within_its_bounds(sshd: Sshd) -> None:
-    async with open_ssh(SHORT) as ssh:
+    async with open_ssh(REAL) as ssh:
         target = sshd.target()
         await ssh.exec(target, "true", timeout_s=20)
         assert sshd.process is not None
@@ -302,8 +304,8 @@ async def test_a_host_that_stops_ends_within_its_bounds(sshd: Sshd) -> None:
         for pid in stopped:
             os.kill(pid, signal.SIGSTOP)
         # On the kept connection nothing begins, and on a new one nobody answers.
-        with trio.fail_after(10), pytest.raises(Unavailable, match=r"speaks ssh|did not begin"):
-            await ssh.exec(target, "true", timeout_s=5)
+        with trio.fail_after(60), pytest.raises(Unavailable, match=r"speaks ssh|did not begin"):
+            await ssh.exec(target, "true", timeout_s=60)
         for pid in stopped:
             os.kill(pid, signal.SIGCONT)
         await ssh.exec(target, "true", timeout_s=20)
@@ -313,8 +315,8 @@ async def test_leaving_a_host_that_hangs_takes_no_longer_than_its_bound(
     sshd: Sshd, tmp_path: Path
 ) -> None:
     file = tmp_path / "pid"
-    async with open_ssh(SHORT) as ssh:
-        with trio.fail_after(30):
+    async with open_ssh(REAL) as ssh:
+        with trio.fail_after(60):
             async with trio.open_nursery() as nursery:
                 command = f"echo $$ >{file}; sleep 1000"
                 nursery.start_soon(lambda: ssh.exec(sshd.target(), command, timeout_s=99))
@@ -324,7 +326,7 @@ async def test_leaving_a_host_that_hangs_takes_no_longer_than_its_bound(
                     os.kill(pid, signal.SIGSTOP)
                 began = trio.current_time()
                 nursery.cancel_scope.cancel()
-        assert trio.current_time() - began < SHORT.end_timeout_s + 2
+        assert trio.current_time() - began < REAL.end_timeout_s + 15
 
 
 async def test_many_who_wait_for_one_dead_host_wait_but_once(key: bytes) -> None:
@@ -350,8 +352,9 @@ async def test_many_who_wait_for_one_dead_host_wait_but_once(key: bytes) -> None
 @pytest.mark.needs("sshd", "netns")
 async def test_a_cable_that_is_cut_is_noticed_wherever_it_happens(tmp_path: Path) -> None:
     settings = SshSettings(
-        connect_timeout_s=1.0, open_timeout_s=1.0, end_timeout_s=0.5, keepalive_s=0.3
+        connect_timeout_s=3.0, open_timeout_s=10.0, end_timeout_s=0.5, keepalive_s=2.0
     )
+    begun = tmp_path / "begun"
     with ExitStack() as stack:
         network = stack.enter_context(switched_network(2))
         one = network.hosts[0]
@@ -360,7 +363,8 @@ async def test_a_cable_that_is_cut_is_noticed_wherever_it_happens(tmp_path: Path
         stack.enter_context(network.entered())
 
         async def cut() -> None:
-            await trio.sleep(0.5)
+            while not begun.exists():
+                await trio.sleep(0.02)
             network.cut_clients(one)
 
         async with open_ssh(settings) as ssh:
@@ -368,12 +372,13 @@ async def test_a_cable_that_is_cut_is_noticed_wherever_it_happens(tmp_path: Path
             await ssh.exec(target, "true", timeout_s=20)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(cut)
-                with trio.fail_after(20), pytest.raises(Unavailable, match="was lost"):
-                    await ssh.exec(target, "sleep 1000", timeout_s=99)
-            with trio.fail_after(20), pytest.raises(Unavailable, match=r"no connection within"):
-                await ssh.exec(target, "true", timeout_s=5)
+                with trio.fail_after(60), pytest.raises(Unavailable, match="was lost"):
+                    command = f"read word; touch {begun}; sleep 1000"
+                    await ssh.exec(target, command, input=b"go\n", timeout_s=99)
+            with trio.fail_after(60), pytest.raises(Unavailable, match=r"no connection within"):
+                await ssh.exec(target, "true", timeout_s=60)
             network.heal()
-            with trio.fail_after(20):
-                await ssh.exec(target, "true", timeout_s=20)
-            with trio.fail_after(20), pytest.raises(Unavailable, match="cannot reach"):
-                await ssh.exec(sshd.target(host="10.77.0.199"), "true", timeout_s=5)
+            with trio.fail_after(60):
+                await ssh.exec(target, "true", timeout_s=60)
+            with trio.fail_after(60), pytest.raises(Unavailable, match="cannot reach"):
+                await ssh.exec(sshd.target(host="10.77.0.199"), "true", timeout_s=60)

@@ -150,8 +150,8 @@ WHY: dict[str, str] = {
     "takes the place of a node that is still there": "a host of chaos begins anew when its node has"
     " ended: no other is there under its id",
     "a leader that leaves is replaced twice": "a leader has to leave while two learners are level,"
-    " and to get to the end of it: short seeds have hardly one such. Seed 563 of ten minutes found the"
-    " fault before it was planted",
+    " and to get to the end of it: short seeds have hardly one such. Seed 563 of ten minutes found"
+    " the fault before it was planted",
     "a removal counts on voters that are not there": f"{SPARED}, so there is nothing to refuse",
     "the only voter goes, and nobody has all that it had": f"{SPARED}, never the only voter; of"
     " several the others have all, whoever gets its vote",

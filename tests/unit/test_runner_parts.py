@@ -170,17 +170,22 @@ def test_the_runner_starts_quickly_and_stays_small(tmp_path: Path) -> None:
     command = [sys.executable, "-I", "-S", str(entry), "runner", "--data-dir", str(tmp_path)]
     took_s = []
     for _ in range(3):
-        begun = time.monotonic()
-        subprocess.run([*command, "--idle-s", "0"], check=True, timeout=20)
-        took_s.append(time.monotonic() - begun)
-    assert min(took_s) < 0.5  # 0.05 alone on a machine; others may run beside it
+        before_s = children_cpu_s()
+        subprocess.run([*command, "--idle-s", "0", "--foreground"], check=True, timeout=60)
+        took_s.append(children_cpu_s() - before_s)
+    assert min(took_s) < 0.5  # it computes for 0.05, and hardly waits
     process = subprocess.Popen([*command, "--idle-s", "20", "--foreground"])
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 60
         while not (tmp_path / "runner.sock").exists() and time.monotonic() < deadline:
             time.sleep(0.01)
         status = Path(f"/proc/{process.pid}/status").read_text()
         assert int(status.split("VmRSS:")[1].split()[0]) < 20 * 1024
     finally:
         process.terminate()
-        assert process.wait(10) == 0
+        assert process.wait(30) == 0
+
+
+def children_cpu_s() -> float:
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime

@@ -337,11 +337,15 @@ async def test_kill_9_loses_nothing_that_was_acknowledged(tmp_path: Path) -> Non
             [sys.executable, "-c", _APPENDER, str(path)], stdout=subprocess.PIPE, cwd=ROOT
         )
         assert child.stdout is not None
-        with trio.fail_after(20):
-            said = await child.stdout.receive_some(64)
-        await trio.sleep(seconds)  # somewhere in the middle of it
+        said = b""
+        with trio.fail_after(60):
+            while said.count(b"last") < 3:  # it is in the middle of it
+                part = await child.stdout.receive_some(64)
+                assert part, said
+                said += part
+        await trio.sleep(seconds)
         child.send_signal(signal.SIGKILL)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             async for part in child.stdout:
                 said += part
             await child.wait()
