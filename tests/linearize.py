@@ -6,12 +6,15 @@ all of them, one after the other in that order, would have been told just that. 
 outcome nobody learned may have taken effect at any moment since it began, or never.
 
 Only the standard library is needed. `python -m tests.linearize FILE...` reads Jepsen's logs of a
-register and our own records, and says `FILE true` or `FILE false`. Memory grows with the square of
-the operations of one key: 40,000 of them took 245 MiB.
+register, or of one for each key, and our own records, and says `FILE true` or `FILE false`. Its
+exit status is 0 where every file was judged, also where a verdict is false, and 2 where one could
+not be read or decided: standard error says why, and the others are judged all the same. Memory
+grows with the square of the operations of one key: 40,000 of them took 245 MiB.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import re
@@ -62,6 +65,10 @@ class Model(Protocol):
     """What one thing does, were there only one client."""
 
     @property
+    def kinds(self) -> Sequence[str]:
+        """What it may be asked."""
+
+    @property
     def first(self) -> Hashable:
         """Its state before anybody came."""
 
@@ -76,6 +83,7 @@ class Model(Protocol):
 class Register:
     """read, write, cas [from, to] -> whether it was done."""
 
+    kinds: Sequence[str] = ("read", "write", "cas")
     first = None
 
     def after(self, state: Any, operation: Operation) -> Iterable[Hashable]:
@@ -96,6 +104,8 @@ class Setting(Register):
     """A register that also keeps what was there: keep VALUE -> the value that it has then, or
     False: another one than this."""
 
+    kinds = (*Register.kinds, "keep")
+
     def after(self, state: Any, operation: Operation) -> Iterable[Hashable]:
         if operation.kind != "keep":
             return super().after(state, operation)
@@ -108,6 +118,7 @@ class Setting(Register):
 class Queue:
     """First in, first out: enqueue VALUE, dequeue -> the oldest, or None where it is empty."""
 
+    kinds = ("enqueue", "dequeue")
     first: tuple[Hashable, ...] = ()
 
     def after(self, state: Any, operation: Operation) -> Iterable[Hashable]:
@@ -134,6 +145,7 @@ class Job:
     True where that ended it, or the status that stood in the way, or False: it had ended.
     """
 
+    kinds = ("submit", "see", "cancel", "withdraw")
     # Attempts, status, and whether they are so many: else it is at least there already. How far it
     # has gone since somebody looked, whoever looks next will see.
     first: Hashable = None
@@ -206,6 +218,10 @@ class Lane:
     to pass: silence EXECUTOR, after which a job that it had waits again.
     """
 
+    kinds = (
+        "submit", "claim", "beat", "complete", "fail", "cancel", "withdraw", "see", "list",
+        "silence",
+    )  # fmt: skip
     first: tuple[tuple[str, int, str, str | None], ...] = ()
     """Job, priority, status and who has or had it."""
 
@@ -293,7 +309,10 @@ class Verdict:
     def __str__(self) -> str:
         if self.linearizable:
             return "linearizable"
-        lines = [f"not linearizable{f' at {self.key}' if self.key else ''}; the longest order:"]
+        where = f" at {self.key}" if self.key else ""
+        if not self.order:
+            return f"not linearizable{where}: there is no place for {self.stuck}"
+        lines = [f"not linearizable{where}; the longest order:"]
         lines += [f"  {operation}" for operation in self.order]
         return "\n".join([*lines, f"  and then there is no place for {self.stuck}"])
 
@@ -305,11 +324,50 @@ def check(history: Iterable[Operation], model: Model, *, steps_max: int = STEPS_
         parts[operation.key].append(operation)
     verdict = Verdict(True)
     for key, part in parts.items():
+        # Another model may give what a register does not, and remember what it forgets.
+        if type(model) is Register:
+            if (stuck := _found_by_nobody(part)) is not None:
+                return Verdict(False, key, stuck=stuck)
+            part = _without_idle_writes(part)
         verdict = _Search(part, model, steps_max).run()
         if not verdict:
             verdict.key = key
             return verdict
     return verdict
+
+
+def _found_by_nobody(part: Iterable[Operation]) -> Operation | None:
+    """One that found a value in a register that was not there at first, and that nobody could have
+    put there before it ended. The search would say so too, after it tried every order."""
+    since: dict[Hashable, float] = {Register.first: -math.inf}
+    found: list[tuple[Hashable, Operation]] = []
+    for each in part:
+        if each.kind == "read" and each.known:
+            found.append((each.result, each))
+        elif each.kind == "write":
+            since[each.argument] = min(each.began, since.get(each.argument, math.inf))
+        elif each.kind == "cas" and each.result is not False:
+            expected, new = each.argument
+            since[new] = min(each.began, since.get(new, math.inf))
+            if each.known:
+                found.append((expected, each))
+    return next((by for value, by in found if since.get(value, math.inf) > by.ended), None)
+
+
+def _without_idle_writes(part: Sequence[Operation]) -> list[Operation]:
+    """Without the writes to a register that nobody was told of, and that nothing tells of: no read
+    found their value, and no compare-and-set asks for it. After such a one there is no place for
+    any operation that found anything, until another write: so it may as well not have been. Only a
+    compare-and-set that differed has a place there, and may owe it to this very write: one that had
+    not ended when the write began keeps it."""
+    compared = [each for each in part if each.kind == "cas"]
+    named = {each.result for each in part if each.kind == "read" and each.known}
+    named |= {each.argument[0] for each in compared}
+    differed = max((each.ended for each in compared if each.result is False), default=-math.inf)
+    return [
+        each for each in part
+        if each.known or each.kind != "write" or each.argument in named or each.began <= differed
+    ]  # fmt: skip
 
 
 class _Search:
@@ -420,6 +478,16 @@ class _Search:
 _JEPSEN = re.compile(r"^INFO\s+jepsen\.util\s+-\s+(\d+)\s+:(\w+)\s+:(\w+)\s+(\S.*?)\s*$")
 _JEPSENS = re.compile(r"jepsen\.util\s+-\s+\d+\s+:")
 """What tells of a client, be it whole or damaged."""
+_JEPSEN_EVENT = "INFO  jepsen.util - CLIENT :EVENT :KIND VALUE"
+_JEPSEN_EVENTS = ("invoke", "ok", "fail", "info")
+_WORD = r"[^\s\[\]]+"
+_PAIR = rf"\[\s*{_WORD}\s+{_WORD}\s*\]"
+_JEPSEN_VALUES = {
+    kind: re.compile(rf"\[\s*(?P<key>{_WORD})\s+(?P<keyed>{value})\s*\]|(?P<plain>{value})")
+    for kind, value in (("read", _WORD), ("write", _WORD), ("cas", _PAIR))
+}
+_BARE_VECTOR = re.compile(r"\[[^\[\]]*(\[[^\[\]]*\]\s*)?\]")
+"""And nothing after it, such as why it failed."""
 _FORM = "swarmd-history"
 
 
@@ -428,50 +496,99 @@ class Unreadable(Exception):
 
 
 def read_jepsen(lines: Iterable[str]) -> list[Operation]:
-    """A register's log. What failed did nothing, but for a compare-and-set: it compared."""
-    history: list[Operation] = []
-    under_way: dict[str, Operation] = {}
+    """The log of a register, or of one for each key. What failed did nothing, but for a
+    compare-and-set with no other word than its values: it compared."""
+    log = _JepsensLog()
     for at, line in enumerate(lines):
+        try:
+            log.take(line, at)
+        except Unreadable as error:
+            raise Unreadable(f"line {at + 1}: {error}") from None
+    return log.history
+
+
+@dataclass
+class _JepsensLog:
+    history: list[Operation] = field(default_factory=list)
+    under_way: dict[str, Operation] = field(default_factory=dict)
+    keyed: bool | None = None
+    """Whether each value has a key; None: there was no value yet."""
+
+    def take(self, line: str, at: int) -> None:
         if (found := _JEPSEN.match(line)) is None:
             if _JEPSENS.search(line):
-                raise Unreadable(f"line {at + 1}: a damaged event: {line.strip()!r}")
-            continue
+                right = f"it would be {_JEPSEN_EVENT!r}"
+                raise Unreadable(f"a damaged event: {line.strip()!r}; {right}")
+            return
         client, event, kind, words = found.groups()
+        if kind not in Register.kinds:
+            raise Unreadable(f"a register does not know :{kind}; it knows {_named(Register.kinds)}")
+        if event not in _JEPSEN_EVENTS:
+            raise Unreadable(f"nobody knows the event :{event}; it is {_named(_JEPSEN_EVENTS)}")
         if event == "invoke":
-            if client in under_way:
-                raise Unreadable(f"line {at + 1}: {client} begins anew before it has ended")
-            operation = Operation(client, kind, _jepsen_value(words), began=at)
-            under_way[client] = operation
-            history.append(operation)
-            continue
-        ending = under_way.pop(client, None)
+            if client in self.under_way:
+                raise Unreadable(f"{client} begins anew before it has ended: it would do so after")
+            key, value = self._value(kind, words)
+            operation = Operation(client, kind, value, began=at, key=key)
+            self.under_way[client] = operation
+            self.history.append(operation)
+            return
+        ending = self.under_way.pop(client, None)
         if ending is None or ending.kind != kind:
-            raise Unreadable(f"line {at + 1}: {client} ends what it had not begun")
-        match event, kind:
-            case "ok", "read":
-                ending.result, ending.ended = _jepsen_value(words), at
-            case "ok", _:
-                ending.result, ending.ended = True, at
-            case "fail", "cas" if not words.startswith(":"):
-                ending.result, ending.ended = False, at
-            case "fail", _:
-                history.remove(ending)
-            case "info", _:
-                pass
-            case _:
-                raise Unreadable(f"line {at + 1}: nobody knows the event {event!r}")
-    return history
+            raise Unreadable(f"{client} ends what it had not begun; it would invoke :{kind} first")
+        if event == "ok":
+            told = self._told(ending, words)
+            ending.result, ending.ended = told if kind == "read" else True, at
+        elif event == "fail" and kind == "cas" and _BARE_VECTOR.fullmatch(words):
+            self._told(ending, words)
+            ending.result, ending.ended = False, at
+        elif event == "fail":
+            self.history.remove(ending)
+
+    def _told(self, ending: Operation, words: str) -> Any:
+        """The value at its end: of its key, and what it asked for unless it asked what is there."""
+        key, value = self._value(ending.kind, words)
+        if key != ending.key:
+            raise Unreadable(f"{words!r} is of another key; it would be {ending.key}, as asked for")
+        if ending.kind != "read" and value != ending.argument:
+            right = _in_jepsens_words(ending)
+            raise Unreadable(f"{words!r} is not what was asked for; it would be {right!r}")
+        return value
+
+    def _value(self, kind: str, words: str) -> tuple[str, Any]:
+        """Its key, and itself."""
+        if (found := _JEPSEN_VALUES[kind].fullmatch(words)) is None:
+            raise _no_value(kind, words)
+        keyed = found["key"] is not None
+        if self.keyed not in (None, keyed):
+            form = "a key, and none before it has one" if keyed else "no key, and those before have"
+            raise Unreadable(f"{words!r} has {form}; in one log all values would have one, or none")
+        self.keyed = keyed
+        plain = found["keyed"] if keyed else found["plain"]
+        try:
+            numbers = tuple(
+                None if word == "nil" else int(word) for word in plain.strip("[]").split()
+            )
+        except ValueError:
+            raise _no_value(kind, words) from None
+        return found["key"] or "", numbers if kind == "cas" else numbers[0]
 
 
-def _jepsen_value(words: str) -> Any:
-    if words == "nil":
-        return None
-    if words.startswith("["):
-        return tuple(_jepsen_value(word) for word in words.strip("[]").split())
-    try:
-        return int(words)
-    except ValueError:
-        raise Unreadable(f"{words!r} is no value of a register") from None
+def _no_value(kind: str, words: str) -> Unreadable:
+    value = "[OLD NEW]" if kind == "cas" else "VALUE"
+    right = f"it would be {value}, or [KEY {value}], and each value a whole number or nil"
+    return Unreadable(f"{words!r} is no value of a register's :{kind}; {right}")
+
+
+def _in_jepsens_words(operation: Operation) -> str:
+    each = operation.argument if operation.kind == "cas" else (operation.argument,)
+    plain = " ".join("nil" if value is None else str(value) for value in each)
+    plain = f"[{plain}]" if operation.kind == "cas" else plain
+    return f"[{operation.key} {plain}]" if operation.key else plain
+
+
+def _named(words: Sequence[str]) -> str:
+    return ", ".join(f":{word}" for word in words)
 
 
 def write(history: Iterable[Operation], model: str, to: TextIO) -> None:
@@ -491,12 +608,16 @@ def read(lines: Iterable[str]) -> tuple[list[Operation], str]:
     head = _our_head(text[0]) if text else None
     if head is None:
         history = read_jepsen(text)
-        if not history:
-            raise Unreadable("it is neither a log of Jepsen's nor a record of ours")
+        # One in which all failed is a history in which nothing was done.
+        if not any(map(_JEPSEN.match, text)):
+            ours = json.dumps({"form": _FORM, "model": "register"})
+            right = f"there would be lines of {_JEPSEN_EVENT!r}, or a first line such as {ours}"
+            raise Unreadable(f"it is neither a log of Jepsen's nor a record of ours; {right}")
         return history, "register"
     if (model := head.get("model")) not in MODELS:
         raise Unreadable(f"its model is {model!r}; there are {', '.join(MODELS)}")
-    return [_operation(line, at) for at, line in enumerate(text[1:], 2) if line.strip()], str(model)
+    told = [(at, line) for at, line in enumerate(text[1:], 2) if line.strip()]
+    return [_operation(line, at, model) for at, line in told], model
 
 
 def _our_head(line: str) -> Mapping[str, Any] | None:
@@ -509,7 +630,7 @@ def _our_head(line: str) -> Mapping[str, Any] | None:
     return head if isinstance(head, dict) and head.get("form") == _FORM else None
 
 
-def _operation(words: str, at: int) -> Operation:
+def _operation(words: str, at: int, model: str) -> Operation:
     try:
         line = json.loads(words)
         if not isinstance(line, dict):
@@ -524,8 +645,14 @@ def _operation(words: str, at: int) -> Operation:
                 raise Unreadable(f"line {at}: {name} is {line[name]!r}, which is no time")
         if ended < began:
             raise Unreadable(f"line {at}: it ended at {ended!r}, before it began at {began!r}")
+        kind, argument = line["kind"], _frozen(line.get("argument"))
+        if kind not in (kinds := MODELS[model].kinds):
+            right = f"it knows {', '.join(kinds)}"
+            raise Unreadable(f"line {at}: a {model} does not know {kind!r}; {right}")
+        if kind == "cas" and not (isinstance(argument, tuple) and len(argument) == 2):
+            raise Unreadable(f"line {at}: a cas asks for {argument!r}; it would be [from, to]")
         return Operation(
-            line["client"], line["kind"], _frozen(line.get("argument")),
+            line["client"], kind, argument,
             _frozen(line["result"]) if known else UNKNOWN, began, ended, line.get("key", ""),
         )  # fmt: skip
     except RecursionError:
@@ -542,16 +669,22 @@ def _frozen(value: Any) -> Any:
     return tuple(map(_frozen, value)) if isinstance(value, list) else value
 
 
-def main(paths: Sequence[str]) -> int:
-    if not paths:
-        print("usage: python -m tests.linearize FILE...", file=sys.stderr)
-        return 2
+def main(arguments: Sequence[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.linearize", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    parser.add_argument("paths", metavar="FILE", nargs="+", help="Jepsen's log or our own record")
     unread = 0
-    for path in paths:
+    for path in parser.parse_args(arguments).paths:
         try:
             with Path(path).open(encoding="utf-8") as lines:
                 history, model = read(lines)
             verdict = check(history, MODELS[model])
+        except UnicodeDecodeError as error:
+            print(f"{path}: it is no text; it would be in UTF-8: {error}", file=sys.stderr)
+            unread += 1
+            continue
         except (OSError, Unreadable, Undecided, ValueError, KeyError, TypeError) as error:
             print(f"{path}: {error}", file=sys.stderr)
             unread += 1
