@@ -22,6 +22,7 @@ from swarmd.cli.main import EXIT_INTERRUPTED, EXIT_REFUSED, EXIT_USAGE, tell
 from swarmd.domain.errors import Invalid
 
 if TYPE_CHECKING:
+    from swarmd.sim.faults import Fault
     from swarmd.sim.scenario import Progress, Scenario
 
 NODES_USUAL = 5
@@ -140,7 +141,7 @@ def _scenario(
 ) -> Scenario:  # fmt: skip
     """Invalid: the words do not make one."""
     from swarmd.sim import topology as topologies
-    from swarmd.sim.estate import check_victims, draw_faults
+    from swarmd.sim.estate import DRAWN, check_victims, draw_faults
     from swarmd.sim.exported import read_exported
     from swarmd.sim.faults import decode_schedule
     from swarmd.sim.harm import KINDS
@@ -159,17 +160,19 @@ def _scenario(
         topology, title = topologies.read_topology(file), f"the swarm of {file.name}"
     else:
         count = NODES_USUAL if count is None else count
-        topology, title = topologies.equal_nodes(count), f"{count} equal nodes"
+        topology = topologies.equal_nodes(count)
+        title = "1 node" if count == 1 else f"{count} equal nodes"
     load = topology.load
     if jobs_a_minute is not None:
         load = topologies.load_of(jobs_a_minute, job_s)
     elif not load and exported is None:
         load = (topologies.usual_load(topology.nodes, job_s),)
     names = [node.name for node in topology.nodes]
-    if faults in ("none", "light", "heavy"):
-        schedule = [] if faults == "none" else draw_faults(faults, seed, names, seconds)
-    else:
-        schedule = decode_schedule(topologies.read_text(Path(faults)), KINDS)
+    schedule: list[Fault] = []
+    if faults in DRAWN:
+        schedule = draw_faults(faults, seed, names, seconds)
+    elif faults != "none":
+        schedule = decode_schedule(_schedule_text(faults), KINDS)
         if not schedule:
             raise Invalid(
                 f"{faults} has no fault in it: write one a line, as JSON, such as {FAULT}"
@@ -188,9 +191,21 @@ def _scenario(
     return scenario
 
 
+def _schedule_text(faults: str) -> str:
+    from swarmd.sim.topology import read_text
+
+    try:
+        return read_text(Path(faults))
+    except Invalid as problem:
+        raise Invalid(
+            f"{problem.message}; --faults is none, light, heavy or a file with a schedule"
+        ) from problem
+
+
 def _check_memory(nodes: int, seconds: float) -> None:
     """Invalid: so many nodes would not fit into what is free here."""
     from swarmd.sim.scenario import estimate
+    from swarmd.sim.topology import counted
 
     _, needed = estimate(nodes, seconds)
     try:
@@ -200,8 +215,8 @@ def _check_memory(nodes: int, seconds: float) -> None:
         return  # nobody says how much there is
     if needed > free:
         raise Invalid(
-            f"{nodes} nodes need about {show.size(needed)} of memory, and {show.size(free)} are"
-            " free here; choose fewer"
+            f"{counted(nodes, 'node')} {'needs' if nodes == 1 else 'need'} about"
+            f" {show.size(needed)} of memory, and {show.size(free)} are free here; choose fewer"
         )
 
 
@@ -249,13 +264,15 @@ class Said:
 
     def __init__(self, scenario: Scenario) -> None:
         from swarmd.sim.scenario import estimate
+        from swarmd.sim.topology import counted
 
         self._in_place = sys.stderr.isatty()
         self._began = self._last = time.monotonic()
         self._lived_at: float | None = None
-        wall_s, memory_bytes = estimate(len(scenario.topology.nodes), scenario.seconds)
+        count = len(scenario.topology.nodes)
+        wall_s, memory_bytes = estimate(count, scenario.seconds)
         tell(
-            f"simulated: {len(scenario.topology.nodes)} nodes for {scenario.seconds / 60:g} min;"
+            f"simulated: {counted(count, 'node')} for {scenario.seconds / 60:g} min;"
             f" it takes about {_about(wall_s)} and {show.size(memory_bytes)} here"
         )
 

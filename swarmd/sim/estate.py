@@ -7,9 +7,11 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import trio
 
 from swarmd.cluster.opening import OpeningSettings
@@ -30,6 +32,8 @@ NEXT_VOTER_S = 1.5
 LIGHT_KINDS = (
     "crash", "restart", "freeze", "cut-off", "bad-link", "weather", "slow-disk", "clock",
 )  # fmt: skip
+DRAWN = ("light", "heavy")
+"""Chance chooses what befalls whom."""
 LIGHT_EVERY_S = 30.0
 HEAVY_EVERY_S = 3.0
 _DRAWN_EVERY_S = 1.5
@@ -102,16 +106,35 @@ class Estate(Bottle):
         return self._token_made
 
 
+@dataclass(frozen=True)
+class Blow:
+    """A fault, as it befell."""
+
+    at: float
+    fault: Fault
+    """As it was planned: it may be about whoever leads."""
+    victim: str
+    """By name; empty where nobody led."""
+    other: str
+    sides: tuple[tuple[str, ...], tuple[str, ...]] | None = None
+    """Whom it parted: the victim's side first, which begins with the victim."""
+    struck: bool | None = None
+    """None: it was under way at the end."""
+
+
 class Blows(Stage):
     """What befalls an estate. A machine that is gone for good is brought up by nobody."""
 
     def __init__(
-        self, estate: Estate, told: Callable[[float, Fault, bool], None],
-        kinds: Mapping[str, Kind] = STRIKING,
+        self, estate: Estate, told: Callable[[Blow], None],
+        kinds: Mapping[str, Kind] = STRIKING, *, drawn: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(estate, kinds)
         self._estate = estate
         self._told = told
+        self._drawn = drawn
+        """Chance chose whom: where it chose a node and whoever leads, and that is one, another
+        does as well."""
         self._gone: set[str] = set()
 
     async def befall(self, schedule: Sequence[Fault]) -> None:
@@ -123,21 +146,33 @@ class Blows(Stage):
                 nursery.start_soon(self._strike, fault)
 
     async def _strike(self, fault: Fault) -> None:
-        at = trio.current_time()
-        fault = self._aimed(fault)
-        struck = await self._kinds[fault.kind].strike(self, fault)
-        self.struck[fault.kind] += struck
-        self._told(at, fault, struck)
+        blow = self._aimed(fault)
+        aimed = msgspec.structs.replace(
+            fault, victim=blow.victim or fault.victim, other=blow.other or fault.other
+        )
+        try:
+            struck = await self._kinds[fault.kind].strike(self, aimed)
+            self.struck[fault.kind] += struck
+            blow = replace(blow, struck=struck)
+        finally:
+            self._told(blow)
 
-    def _aimed(self, fault: Fault) -> Fault:
-        """Who is meant by the leader, as of now."""
-        leader = self.leader() if LEADER in (fault.victim, fault.other) else None
-        if leader is None:
-            return fault
-        return Fault(
-            fault.at_s, fault.kind, leader if fault.victim == LEADER else fault.victim,
-            leader if fault.other == LEADER else fault.other, fault.for_s, fault.how,
-        )  # fmt: skip
+    def _aimed(self, fault: Fault) -> Blow:
+        """Whom it befalls, as of now."""
+        leader = (self.leader() or "") if LEADER in (fault.victim, fault.other) else ""
+        victim = leader if fault.victim == LEADER else fault.victim
+        other = leader if fault.other == LEADER else fault.other
+        if self._drawn and other and other == victim:
+            names = self._estate.in_order(self._estate.hosts)
+            other = names[(names.index(victim) + 1) % len(names)]
+        sides = self._halves(victim) if fault.kind == "halves" else None
+        return Blow(trio.current_time(), fault, victim, other, sides)
+
+    def _halves(self, victim: str) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+        """Who is down finds itself with the others."""
+        if not (side := self.half(victim)):
+            return None
+        return tuple(side), tuple(self._estate.in_order(self._estate.hosts.keys() - {*side}))
 
     async def take(self, names: Sequence[str]) -> None:
         """Their power, at once, whatever state they are in."""

@@ -71,11 +71,9 @@ async def _cut_off(stage: Stage, fault: Fault) -> bool:
 
 async def _halves(stage: Stage, fault: Fault) -> bool:
     """One half of those that are there, and the other."""
-    victim, there = stage.victim(fault), stage.there()
-    if victim is None or len(there) < 2:
+    side = stage.half(stage.victim(fault) or "")
+    if not side:
         return False
-    first = there.index(victim)
-    side = [*there[first:], *there[:first]][: len(there) // 2]
     async with stage.cut(lambda: stage.world.network.isolate(*side)):
         await trio.sleep(fault.for_s)
     return True

@@ -16,7 +16,7 @@ from swarmd.sim.building import Yard
 from swarmd.sim.estate import Estate
 from swarmd.sim.packages import DELEGATED, NEEDED, RECEIVED, Package
 from swarmd.sim.story import NAMES_SHOWN, Moment, Story
-from swarmd.sim.topology import listed
+from swarmd.sim.topology import counted, listed
 from swarmd.sim.waiting import Waiting
 from swarmd.sim.work import Work
 
@@ -176,7 +176,10 @@ def document(
         "simulated": True, "note": NOTE, "ended": ended, "broken": broken, "scenario": scenario,
     }  # fmt: skip
     if seen is None or not seen.began:
-        return {**found, "lasted_s": 0.0, "timeline": [], "samples": [], "summary": None}
+        return {
+            **found, "met_s": None, "lasted_s": 0.0, "timeline": [], "timeline_left_out": 0,
+            "samples": [], "summary": None,
+        }  # fmt: skip
     moments = in_order(seen.story.moments)
     return {
         **found,
@@ -231,7 +234,7 @@ def _timeline(found: dict[str, Any]) -> Iterator[str]:
     for moment in shown:
         yield f"{clock(moment['at_s'])}  {moment['kind']:6}  {moment['words']}"
     if more := len(moments) - len(shown) + found["timeline_left_out"]:
-        yield f"{'':9}  {more} more moments; --json has up to {len(moments)}"
+        yield f"{'':9}  {counted(more, 'more moment')}; --json has up to {len(moments)}"
 
 
 def _summary(summary: dict[str, Any]) -> Iterator[str]:
@@ -248,13 +251,13 @@ def _summary(summary: dict[str, Any]) -> Iterator[str]:
     )
     if (queue := summary["queue"])["longest"]:
         yield (
-            f"queue    {queue['longest']} jobs waited at the most, at"
+            f"queue    {counted(queue['longest'], 'job')} waited at the most, at"
             f" {clock(queue['longest_at_s']).strip()}; {queue['at_the_end']} at the end"
         )
-    if jobs["given_up_by_clients"]:
-        yield f"clients  gave up on {jobs['given_up_by_clients']} jobs that were not taken in time"
+    if given_up := jobs["given_up_by_clients"]:
+        yield f"clients  gave up on {counted(given_up, 'job')}, not taken in time"
     for words, count in jobs["refused"].items():
-        yield f"refused  {count} jobs: {words}"
+        yield f"refused  {counted(count, 'job')}: {words}"
     yield (
         f"leader   {leader['at_the_end'] or 'none'} at the end; changes: {leader['changes']}; none"
         f" for {leader['longest_without_s']:.1f} s at the longest"
@@ -263,13 +266,15 @@ def _summary(summary: dict[str, Any]) -> Iterator[str]:
     yield (
         f"writes   {'taken' if writes['taken_at_the_end'] else 'NOT taken'} at the end, for"
         f" {writes['longest_without_s']:.1f} s none at the longest; {failed} of"
-        f" {writes['attempts']} attempts were not taken at once"
+        f" {counted(writes['attempts'], 'attempt')} {'was' if failed == 1 else 'were'} not taken at"
+        " once"
     )
-    voters = quorum["voters"]
+    voters, voting, needed = quorum["voters"], len(quorum["voters_there"]), quorum["needed"]
     yield (
-        f"quorum   {'kept' if quorum['kept'] else 'LOST'}: {len(quorum['voters_there'])} of"
-        f" {len(voters)} voters are there ({listed(voters)}), {quorum['needed']} are needed;"
-        f" {len(quorum['replicas_there'])} of {len(quorum['replicas'])} replicas"
+        f"quorum   {'kept' if quorum['kept'] else 'LOST'}: {voting} of"
+        f" {counted(len(voters), 'voter')} {_are(voting)} there ({listed(voters)}), {needed}"
+        f" {_are(needed)} needed; {len(quorum['replicas_there'])} of"
+        f" {counted(len(quorum['replicas']), 'replica')}"
     )
     gone = f", gone: {listed(nodes['gone'], NAMES_SHOWN)}" if nodes["gone"] else ""
     yield f"nodes    {nodes['there']} there{gone}"
@@ -306,7 +311,7 @@ def _of_packages(packages: dict[str, Any]) -> Iterator[str]:
         if more > 0:
             yield f"{'':9}- {more} more went back"
     for each in packages["sessions"][:RETURNS_SHOWN]:
-        done = "completed" if each["completed"] else f"{each['open']} packages to go"
+        done = "completed" if each["completed"] else f"{counted(each['open'], 'package')} to go"
         yield (
             f"session  {each['name']}: {each['received']} of {each['queued']} received,"
             f" {each['blocked']} blocked; {done}"
@@ -320,8 +325,8 @@ def _waiting(summary: dict[str, Any]) -> Iterator[str]:
     if summary["waiting"] and not summary["leader"]["at_the_end"]:
         yield "waiting  nobody leads: nothing is placed until somebody does"
     for each in summary["waiting"]:
-        package = each["type"] == JobKind.PACKAGE.value
-        jobs = f"{each['count']} {'package' if package else 'job'}{'s' * (each['count'] != 1)}"
+        package = each["kind"] == JobKind.PACKAGE.value
+        jobs = counted(each["count"], "package" if package else "job")
         jobs += "" if package else f" of type {each['type']}"
         can = "be built" if package else "be placed"
         waits = "waits" if each["count"] == 1 else "wait"
@@ -334,6 +339,10 @@ def _waiting(summary: dict[str, Any]) -> Iterator[str]:
             yield f"{'':9}- {could} {listed(each['gone'], NAMES_SHOWN)}, not there"
     if summary["waiting_not_looked_at"]:
         yield f"waiting  {summary['waiting_not_looked_at']} more, not looked at one by one"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def clock(seconds: float) -> str:

@@ -21,7 +21,7 @@ from swarmd import __version__
 from swarmd.cluster.opening import OpeningSettings
 from swarmd.domain.errors import Invalid
 from swarmd.sim.building import Yard
-from swarmd.sim.estate import Blows, Estate
+from swarmd.sim.estate import DRAWN, Blows, Estate
 from swarmd.sim.exported import Exported
 from swarmd.sim.faults import Fault
 from swarmd.sim.report import Seen, document, summarize, told_waiting
@@ -290,7 +290,7 @@ class Run:
 
     async def _befall(self, seen: Seen) -> None:
         story, yard, scenario = seen.story, seen.yard, self.scenario
-        blows = Blows(seen.estate, story.tell_fault)
+        blows = Blows(seen.estate, story.tell_fault, drawn=scenario.faults in DRAWN)
         builders = () if yard is None else yard.named(scenario.kill)
         nodes = tuple(name for name in scenario.kill if name not in builders)
         async with trio.open_nursery() as nursery:

@@ -101,6 +101,14 @@ class Stage:
             return self.leader()
         return name if name in self.there() else None
 
+    def half(self, name: str) -> list[str]:
+        """Of those that are there, beginning with this one; nobody where it is not, or is alone."""
+        there = self.there()
+        if name not in there or len(there) < 2:
+            return []
+        first = there.index(name)
+        return [*there[first:], *there[:first]][: len(there) // 2]
+
     def leader(self) -> str | None:
         return max(
             self.world.leaders(), key=lambda n: self.world.replica(n).leadership().term,

@@ -16,11 +16,11 @@ import trio
 from swarmd.cluster.handle import LogView
 from swarmd.domain.events import Event, JobEnded, JobRequeued, JobRetrying
 from swarmd.domain.jobs import JobStatus
-from swarmd.sim.estate import Estate
-from swarmd.sim.faults import Fault
+from swarmd.sim.estate import STRIKING, WITHOUT_VICTIM, Blow, Estate
+from swarmd.sim.faults import LEADER
 from swarmd.sim.invariants import Ledger, Observer, WatchedRuns
 from swarmd.sim.packages import PackageBook
-from swarmd.sim.topology import listed
+from swarmd.sim.topology import counted, listed
 from swarmd.sim.workers import Ran
 
 LOOK_EVERY_S = 0.1
@@ -110,7 +110,7 @@ class Story:
         estate.runs = WatchedRuns(self.observer)
         self.moments: list[Moment] = []
         self.struck = 0
-        """Faults that harmed somebody."""
+        """Faults that harmed somebody, or were at it at the end."""
         self.untold = 0
         """Moments beyond the bound."""
         self.samples: list[Sample] = []
@@ -143,16 +143,19 @@ class Story:
     def tell(self, kind: str, words: str, names: tuple[str, ...] = ()) -> None:
         self._tell(self.now_s, kind, words, names)
 
-    def tell_fault(self, at: float, fault: Fault, struck: bool) -> None:
-        """Also of one that found nothing that it could harm, or was refused."""
-        self.struck += struck
-        about = " and ".join(name for name in (fault.victim, fault.other) if name)
+    def tell_fault(self, blow: Blow) -> None:
+        """Also of one that found nothing that it could harm, or was refused, or is not over."""
+        fault = blow.fault
+        self.struck += blow.struck is not False
+        whom, names = _whom(blow)
         lasts = f" for {fault.for_s:.1f} s" if fault.for_s else ""
         how = ", ".join(f"{word} {value:g}" for word, value in sorted(fault.how.items()))
-        words = f"{fault.kind} {about}".rstrip() + lasts + (f" ({how})" if how else "")
-        if not struck:
+        words = f"{fault.kind} {whom}{lasts}" + (f" ({how})" if how else "")
+        if blow.struck is None:
+            words += ", under way at the end"
+        elif not blow.struck:
             words += ": nothing came of it"
-        self._tell(at - (self.began or 0.0), "fault", words, _names(fault.victim, fault.other))
+        self._tell(blow.at - (self.began or 0.0), "fault", words, names)
 
     def _tell(self, at_s: float, kind: str, words: str, names: tuple[str, ...]) -> None:
         if self.began is None:
@@ -221,7 +224,7 @@ class Story:
         if {*now} != {*then}:
             came = [name for name in now if name not in then]
             went = [name for name in then if name not in now]
-            words = f"{len(now)} vote: {listed(now)}"
+            words = f"{len(now)} {'votes' if len(now) == 1 else 'vote'}: {listed(now)}"
             self.tell("voters", words + _came_and_went(came, went), (*came, *went))
 
     def named(self, ids: Iterable[str]) -> list[str]:
@@ -287,7 +290,8 @@ class Story:
             self.tell("queue", f"{waiting} jobs wait")
             self._queue_told = waiting
         elif self._queue_told and 10 * waiting <= self._queue_told:
-            self.tell("queue", f"{waiting or 'no'} job{'s' * (waiting != 1)} wait")
+            wait = "waits" if waiting == 1 else "wait"
+            self.tell("queue", f"{waiting or 'no'} job{'s' * (waiting != 1)} {wait}")
             self._queue_told = 0
 
     def _sample(self) -> None:
@@ -333,8 +337,23 @@ class Story:
         return len(twice)
 
 
-def _names(*names: str) -> tuple[str, ...]:
-    return tuple(name for name in names if name)
+def _whom(blow: Blow) -> tuple[str, tuple[str, ...]]:
+    """Whom it befell, in words and by name."""
+    planned = blow.fault
+    if planned.kind in WITHOUT_VICTIM:
+        return "all nodes", ()
+    victim = _called(planned.victim, blow.victim)
+    if blow.sides is not None:
+        (_, *beside), others = blow.sides
+        return f"{_some([victim, *beside])} apart from {_some(others)}", blow.sides[0]
+    if not STRIKING[planned.kind].pair:
+        return victim, tuple(filter(None, (blow.victim,)))
+    words = f"{victim} and {_called(planned.other, blow.other)}"
+    return words, tuple(filter(None, (blow.victim, blow.other)))
+
+
+def _called(planned: str, name: str) -> str:
+    return f"{LEADER} ({name or 'nobody'})" if planned == LEADER else name
 
 
 def _some(names: Sequence[str]) -> str:
@@ -342,11 +361,11 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _jobs(jobs: list[str]) -> str:
-    return f"{len(jobs)} job{'s' * (len(jobs) != 1)} ({listed(jobs, 3)})"
+    return f"{counted(len(jobs), 'job')} ({listed(jobs, 3)})"
 
 
 def _packages(names: list[str]) -> str:
-    return f"{len(names)} package{'s' * (len(names) != 1)} ({listed(names, 3)})"
+    return f"{counted(len(names), 'package')} ({listed(names, 3)})"
 
 
 def _came_and_went(came: list[str], went: list[str]) -> str:

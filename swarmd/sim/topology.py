@@ -15,12 +15,15 @@ from typing import Annotated
 
 import msgspec
 
+from swarmd.cluster.replica import ReplicaSettings
+from swarmd.cluster.serving import ServingSettings
 from swarmd.domain.errors import Invalid
 from swarmd.domain.jobs import RETRIES_MAX, Constraint, JobKind, Priority, Resources
 from swarmd.domain.nodes import Capacity
 from swarmd.values import node_name, size_bytes
 
-NODES_MAX = 5000
+NODES_MAX = ReplicaSettings().replicas_max * (1 + ServingSettings().sessions_max)
+"""Who has no replica is the guest of one that has: more than that never meet."""
 WAYS_MAX = 200_000
 """Of the network that differ from the others: each is kept."""
 FILE_BYTES_MAX = 1 << 20
@@ -111,6 +114,11 @@ def listed(names: Sequence[str], shown: int = 12) -> str:
     """`a, b, c and 17 more`"""
     more = len(names) - shown
     return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 node`, `2 nodes`"""
+    return f"{count} {noun}{'s' * (count != 1)}"
 
 
 def equal_nodes(count: int) -> Topology:

@@ -23,6 +23,7 @@ from swarmd.sim.bottle import Gone
 from swarmd.sim.estate import Estate
 from swarmd.sim.exported import OWN
 from swarmd.sim.story import Story
+from swarmd.sim.topology import counted
 from swarmd.state.build_queries import BuilderView, FailedBy, ListBuilders
 from swarmd.state.queries import FindJobs, ListNodes
 
@@ -37,6 +38,8 @@ ASK_S_MAX = 30.0
 class Waiting:
     """Jobs that wait, all alike; or packages."""
 
+    kind: str
+    """As their spec has it."""
     type: str
     """Of packages: package."""
     count: int
@@ -102,7 +105,8 @@ async def _look(
 
 def _sort(job: Job) -> bytes:
     spec = job.spec
-    return msgspec.msgpack.encode((spec.type, spec.resources, spec.constraints, job.waits))
+    what = (spec.kind.value, spec.type, spec.resources, spec.constraints, job.waits)
+    return msgspec.msgpack.encode(what)
 
 
 def _sort_of_package(job: Job, placeable: bool) -> bytes:
@@ -131,8 +135,8 @@ def _told_packages(
     if not here and job.waits != ASIDE:
         summary = "no builder that is there ever gets it"
     return Waiting(
-        JobKind.PACKAGE.value, len(jobs), job.spec.type, bool(here), summary,
-        _counted(why, "builder"), tuple(name for name in able if name not in there),
+        JobKind.PACKAGE.value, JobKind.PACKAGE.value, len(jobs), job.spec.type, bool(here),
+        summary, _counted(why, "builder"), tuple(name for name in able if name not in there),
     )  # fmt: skip
 
 
@@ -144,7 +148,7 @@ def _plain_of_builder(reason: str) -> str:
 
 def _counted(why: Counter[str], of: str) -> tuple[str, ...]:
     return tuple(
-        f"{reason} ({count} {of}{'s' * (count != 1)})"
+        f"{reason} ({counted(count, of)})"
         for reason, count in sorted(why.items(), key=lambda item: (-item[1], item[0]))
     )[:REASONS_MAX]
 
@@ -164,8 +168,9 @@ def _told(jobs: list[Job], explanation: Explanation, nodes: list[Node], there: s
         can = "can take it at present" if here else "can ever take it"
         summary = f"no node that is there {can}"
     return Waiting(
-        job.spec.type, len(jobs), job.id, bool(here), summary, _counted(why, "node"), gone
-    )
+        job.spec.kind.value, job.spec.type, len(jobs), job.id, bool(here), summary,
+        _counted(why, "node"), gone,
+    )  # fmt: skip
 
 
 def _plain(reason: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from swarmd.domain.errors import Invalid
-from swarmd.domain.jobs import AttemptStatus, Result
+from swarmd.domain.jobs import AttemptStatus, Resources, Result
 from swarmd.sim.estate import check_victims, draw_faults
 from swarmd.sim.exported import read_exported
 from swarmd.sim.faults import Fault, decode_schedule, encode_schedule
@@ -100,7 +100,9 @@ def test_a_fault_that_finds_nothing_to_harm_is_told_as_one() -> None:
     schedule = (Fault(5.0, "transfer", "leader"), Fault(8.0, "crash", "n2", for_s=1.0))
     found = Run(of_five(schedule=schedule, seconds=20.0)).live()
     assert found["summary"]["faults_struck"] == 1
-    assert moments(found, "fault") == ["transfer n1: nothing came of it", "crash n2 for 1.0 s"]
+    assert moments(found, "fault") == [
+        "transfer leader (n1): nothing came of it", "crash n2 for 1.0 s",
+    ]  # fmt: skip
 
 
 def test_without_most_voters_nothing_is_written_until_they_are_back() -> None:
@@ -165,6 +167,15 @@ def test_jobs_that_fit_nowhere_any_more_are_told_with_why(tmp_path: Path) -> Non
     assert "could run on b1, b2, not there" in told
 
 
+def test_jobs_of_a_type_called_package_are_no_packages() -> None:
+    load = Load("package", 60.0, (1.0, 1.0), Resources(gpus=1))
+    found = Run(of_five(load=(load,), seconds=10.0)).live()
+    (waiting,) = found["summary"]["waiting"]
+    assert (waiting["kind"], waiting["type"]) == ("binary", "package")
+    told = "\n".join(lines(found))
+    assert f"{waiting['count']} jobs of type package CANNOT be placed any more" in told
+
+
 def test_the_state_of_a_swarm_is_lived_on_with_its_own_voters_and_jobs(tmp_path: Path) -> None:
     state = swarm_of("a", "b", "c", "d", "e")
     state.submit("old", type="render")
@@ -226,6 +237,8 @@ def test_a_run_that_is_stopped_tells_what_it_saw() -> None:
     assert found["summary"]["jobs"]["completed"] > 0
     early = Run(of_five(), Stop(asked=True)).live()
     assert (early["ended"], early["summary"]) == ("interrupted", None)
+    assert (early["met_s"], early["timeline_left_out"]) == (None, 0)
+    assert early.keys() == found.keys()
     assert any("nothing to tell" in line for line in lines(early))
 
 
@@ -274,7 +287,7 @@ def test_any_failure_is_told_and_not_thrown(
     monkeypatch.setattr(f"swarmd.sim.{where}", wrong)
     found = Run(of_five(seconds=5.0, kill=("n5",), kill_at_s=2.0)).live()
     assert (found["ended"], found["broken"]) == ("broken", "KeyError: 'n9'")
-    assert ("met_s" in found) == began
+    assert (found["met_s"] is not None) == began
     assert all(line.startswith("simulated") for line in lines(found))
 
 
@@ -327,3 +340,5 @@ def test_one_node_alone_is_a_swarm_too() -> None:
     found = Run(alone).live()
     assert found["broken"] is None
     assert found["summary"]["quorum"]["voters"] == ["n1"]
+    told = "\n".join(lines(found))
+    assert "1 of 1 voter is there (n1), 1 is needed; 1 of 1 replica" in told

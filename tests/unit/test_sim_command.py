@@ -21,6 +21,9 @@ def test_more_nodes_than_fit_into_memory_are_refused(
     sim._check_memory(300, 60.0)
     with pytest.raises(Invalid, match=r"1000 nodes need about .* GiB of memory, and 2 GiB are"):
         sim._check_memory(1000, 60.0)
+    (tmp_path / "meminfo").write_text("MemAvailable: 1024 kB\n")
+    with pytest.raises(Invalid, match=r"^1 node needs about .* MiB of memory, and 1"):
+        sim._check_memory(1, 60.0)
     (tmp_path / "meminfo").write_text("MemAvailable: much\n")
     sim._check_memory(5000, 60.0)
 

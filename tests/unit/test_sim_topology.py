@@ -143,7 +143,7 @@ def test_equal_nodes_have_work_for_half_of_their_slots() -> None:
     assert [node.name for node in five.nodes] == ["n1", "n2", "n3", "n4", "n5"]
     load = usual_load(five.nodes, 30.0)
     assert (load.jobs_a_minute, load.length_s) == (20.0, (15.0, 45.0))
-    assert usual_load(equal_nodes(5000).nodes, 1.0).jobs_a_minute == 600.0
+    assert usual_load(equal_nodes(NODES_MAX).nodes, 1.0).jobs_a_minute == 600.0
     for count in (0, -3, NODES_MAX + 1):
         with pytest.raises(Invalid, match=f"1 to {NODES_MAX} nodes, not {count}"):
             equal_nodes(count)
