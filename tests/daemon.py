@@ -26,7 +26,7 @@ from swarmd.cli.client import Daemon as Client
 
 ROOT = Path(__file__).parents[1]
 LOOPBACK = "127.0.0.1"
-READY_TIMEOUT_S = 60.0
+READY_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 30.0
 SURFACES = {"jobqueue": 8080, "console": 8470, "buildswarm": 8100, "buildadmin": 8093}
 """Each surface with its documented port."""
@@ -60,7 +60,7 @@ class Daemon:
 
     def request(
         self, method: str, path: str, body: object = None, *, surface: str = "jobqueue",
-        headers: Mapping[str, str] | None = None, timeout_s: float = 20.0,
+        headers: Mapping[str, str] | None = None, timeout_s: float = 90.0,
     ) -> Response:  # fmt: skip
         """One request on a connection of its own; a body that is not bytes is sent as JSON."""
         connection = http.client.HTTPConnection(

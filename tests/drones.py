@@ -32,7 +32,7 @@ class Drone:
     def log(self) -> str:
         return self.log_path.read_text(errors="replace")
 
-    def wait(self, timeout_s: float = 120) -> int:
+    def wait(self, timeout_s: float = 400) -> int:
         return self.process.wait(timeout_s)
 
     def stop(self) -> int:
@@ -116,7 +116,7 @@ class Gate:
         with open(self.folder / "shut", "w"):
             self.open()
 
-    def waiting(self, timeout_s: float = 60) -> int:
+    def waiting(self, timeout_s: float = 150) -> int:
         """The process that has come to it."""
         file = self.folder / "pid"
         until(file.exists, "no build has come to the gate", timeout_s)

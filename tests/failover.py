@@ -17,13 +17,12 @@ from pathlib import Path
 from types import MappingProxyType
 
 from tests.durability import JobSeen, check_jobs, check_state
-from tests.load import OUTSIDE, QUICK, SHELL, Client, Load, Lost
+from tests.load import OUTSIDE, QUICK, SHELL, Client, Load, Lost, drain
 from tests.netns import Network
-from tests.swarms import Node, Swarm, running_swarm, until
+from tests.swarms import Node, Swarm, running_swarm
 
-DRAIN_TIMEOUT_S = 60.0
 SLOTS = 3
-WRITE_S_MAX = 30.0
+WRITE_S_MAX = 180.0
 WRITE_EVERY_S = 0.005
 SETTLE_S = 0.3
 
@@ -62,12 +61,7 @@ class Tried:
 
     def drain(self) -> None:
         """Wait until nothing waits or runs any more."""
-
-        def empty() -> bool:
-            stats = self.swarm.up()[0].ask("GET", "/admin/stats")["jobs_by_status"]
-            return not stats["pending"] + stats["running"]
-
-        until(empty, "the queue does not empty", DRAIN_TIMEOUT_S)
+        drain(lambda: self.swarm.up()[0].ask("GET", "/admin/stats")["jobs_by_status"])
 
     def check(self) -> list[JobSeen]:
         """After the end: every replica is whole and equal; every acknowledged job is there, ended,

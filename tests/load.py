@@ -10,10 +10,11 @@ import contextlib
 import http.client
 import itertools
 import json
+import math
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,12 @@ Place = tuple[str, int]
 """Address and port of a job queue."""
 TICK_S = 0.1
 PAUSE_S = 0.02
+REQUEST_S_MAX = 60.0
+ANSWER_S_MAX = 120.0
+"""For one wish, asked again after each loss."""
+JOIN_S_MAX = 180.0
+DRAIN_S = 60.0
+"""The queue becomes shorter within that, until it is empty."""
 INSIDE = "node.labels.lane!=outside"
 OUTSIDE = "node.labels.lane==outside"
 SHELL = Path("/bin/sh")
@@ -46,7 +53,7 @@ class Client:
 
     def __init__(self, places: Sequence[Place]) -> None:
         self._places = itertools.cycle(places)
-        self._connection = http.client.HTTPConnection(*next(self._places), timeout=20)
+        self._connection = http.client.HTTPConnection(*next(self._places), timeout=REQUEST_S_MAX)
 
     def ask(self, method: str, path: str, body: object = None) -> tuple[int, Any]:
         raw = None if body is None else json.dumps(body).encode()
@@ -62,6 +69,20 @@ class Client:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def drain(jobs_by_status: Callable[[], Mapping[str, int]]) -> None:
+    """Wait until nothing waits or runs any more, for as long as it becomes less."""
+    least, since = math.inf, time.monotonic()
+    while True:
+        seen = jobs_by_status()
+        left = seen["pending"] + seen["running"]
+        if not left:
+            return
+        if left < least:
+            least, since = left, time.monotonic()
+        assert time.monotonic() - since < DRAIN_S, f"the queue does not empty: {seen}"
+        time.sleep(TICK_S)
 
 
 class Load:
@@ -132,7 +153,7 @@ class Load:
             self._submitting.clear()
             self._working.clear()
             for thread in threads:
-                thread.join(30)
+                thread.join(JOIN_S_MAX)
                 assert not thread.is_alive(), f"{thread.name} hangs"
 
     def write(self, client: Client, token: str) -> bool:
@@ -248,7 +269,7 @@ class Load:
     ) -> tuple[int | None, Any]:
         """Ask again after each loss. That it is completed already then says that it had counted."""
         lost = False
-        deadline = time.monotonic() + 25
+        deadline = time.monotonic() + ANSWER_S_MAX
         while time.monotonic() < deadline:
             try:
                 status, answer = client.ask(method, path, body)

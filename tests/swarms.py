@@ -22,6 +22,8 @@ from tests.daemon import ROOT, SURFACES, Daemon, Response, end_runner, free_port
 
 T = TypeVar("T")
 WAIT_S = 40.0
+NODE_S = 4.0
+"""How much longer it may take for each node of a swarm until all see it whole."""
 POLL_S = 0.02
 LEVEL_S = 0.4
 """For so long nothing was applied anywhere: whatever was under way has come."""
@@ -116,10 +118,13 @@ class Node:
         job = {"type": "script", "program": "sh", "arguments": ["-c", script], **more}
         return str(self.console("POST", "/jobs", job)["id"])
 
-    def ended(self, job_id: str, timeout_s: int = 20) -> Any:
-        job = self.console("GET", f"/jobs/{job_id}/wait?timeout_s={timeout_s}")
-        assert job["ended_at"] is not None, f"not ended after {timeout_s} s: {job}"
-        return job
+    def ended(self, job_id: str, timeout_s: float = 120.0) -> Any:
+        deadline = time.monotonic() + timeout_s
+        while True:
+            job = self.console("GET", f"/jobs/{job_id}/wait?timeout_s=20")
+            if job["ended_at"] is not None:
+                return job
+            assert time.monotonic() < deadline, f"not ended after {timeout_s:g} s: {job}"
 
     def state(self) -> sqlite3.Connection:
         """Its state as the disk has it, whether the daemon lives or not."""
@@ -167,8 +172,8 @@ class Swarm:
         wanted = min(VOTERS, len(self.nodes))
         until(
             lambda: all(_whole(node.status(), len(self.nodes), wanted) for node in self.up()),
-            "not every node sees a whole swarm",
-        )
+            "not every node sees a whole swarm", WAIT_S + NODE_S * len(self.nodes),
+        )  # fmt: skip
         self.leader()
 
     def wait_level(self, among: Sequence[Node] | None = None) -> int:
@@ -302,6 +307,19 @@ def until(found: Callable[[], T | None], failing: str, timeout_s: float = WAIT_S
         if answer is not None and answer is not False:
             return answer
         assert time.monotonic() < deadline, f"{failing}, after {timeout_s:g} s"
+        time.sleep(POLL_S)
+
+
+def until_passes(check: Callable[[], object], timeout_s: float = WAIT_S) -> None:
+    """Until its assertions hold, all in one look: what the last look says is the failure."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            check()
+            return
+        except AssertionError:
+            if time.monotonic() >= deadline:
+                raise
         time.sleep(POLL_S)
 
 

@@ -23,7 +23,8 @@ from tests.cli import environment
 from tests.daemon import SURFACES, end_runner, runner_pids
 from tests.parts import need
 
-WAIT_S = 30.0
+WAIT_S = 120.0
+CALL_S_MAX = 240.0
 ANY_PORTS = "[mesh]\nport = 0\n" + "".join(f"[surfaces.{name}]\nport = 0\n" for name in SURFACES)
 
 # Built once, so on one worker; with those of the units, which install it.
@@ -115,7 +116,7 @@ def running(binary: Path, place: Path, **extra: str) -> Iterator[Node]:
 def call(binary: Path, *args: object, env: Mapping[str, str]) -> str:
     done = subprocess.run(
         [binary, *map(str, args)], env=dict(env), stdin=subprocess.DEVNULL, capture_output=True,
-        text=True, timeout=WAIT_S, check=False,
+        text=True, timeout=CALL_S_MAX, check=False,
     )  # fmt: skip
     assert done.returncode == 0, (args, done.stdout, done.stderr)
     return done.stdout

@@ -213,7 +213,7 @@ def test_interrupted_wait_says_how_to_go_on(daemon: Daemon) -> None:
     assert waiting.stdout is not None
     assert waiting.stdout.readline() == "up\n"
     waiting.send_signal(signal.SIGINT)
-    _, err = waiting.communicate(timeout=10)
+    _, err = waiting.communicate(timeout=90)
     assert waiting.returncode == 130
     (running,) = say(daemon, "jobs", "--type", "waited", "--json").json["jobs"]
     assert f"`swarmd cancel {running['id']}` ends it" in err

@@ -80,7 +80,7 @@ def test_demo_ends_with_everything_on_a_signal(tmp_path: Path) -> None:
     demo.send_signal(signal.SIGTERM)
     time.sleep(0.1)
     demo.send_signal(signal.SIGINT)  # an impatient second one changes nothing
-    _, err = demo.communicate(timeout=30)
+    _, err = demo.communicate(timeout=90)
     assert demo.returncode == 0, err
     assert os.listdir(tmp_path) == []
     assert not _processes_of(tmp_path)

@@ -11,13 +11,18 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from tests.swarms import Node, running_swarm, until
 
+# One at a time: they would only measure each other.
+pytestmark = pytest.mark.xdist_group("swarm")
 COUNT = 20
 LOAD = 6
 """Processes that take what they get, beside the nodes."""
 CALM_S = float(os.environ.get("SWARMD_SOAK_CALM_S", "60"))
 LOOK_S = 5.0
+DEAD_S_MAX = 120.0
 
 
 @contextmanager
@@ -49,7 +54,7 @@ def test_nobody_is_called_dead_who_lives(tmp_path: Path) -> None:
             others = [n for n in swarm.nodes if n is not killed]
             until(
                 lambda: all(any(killed.name in said for said in deaths(n)) for n in others),
-                f"{killed.name} is not dead to all",
-            )
+                f"{killed.name} is not dead to all", DEAD_S_MAX,
+            )  # fmt: skip
             # Of whom the log speaks, and nobody else.
             assert all(killed.name in said for n in others for said in deaths(n))

@@ -94,7 +94,7 @@ def test_a_tree_that_cannot_be_brought_up_to_date_keeps_nobody_from_work(
     sync = script(host, "echo the mirror is away >&2; exit 3")
     url = daemon.url("buildswarm")
     with running_drone(host, "drone-01", [url], "--sync", sync) as drone:
-        until(lambda: ask(daemon, "GET", "/history")["builds"] != [], "it is given no work", 60)
+        until(lambda: ask(daemon, "GET", "/history")["builds"] != [], "it is given no work", 240)
         (build,) = ask(daemon, "GET", "/history")["builds"]
         assert build["status"] == "failed"
         assert "the builder's tree does not have virtual/fresh-1" in build["error_message"]

@@ -16,7 +16,7 @@ from functools import partial
 
 import pytest
 
-from tests.faults import ENDS_S, SERVES_S, Five, HostNode, five_hosts
+from tests.faults import ENDS_S, HEALS_S, SERVES_S, Five, HostNode, five_hosts
 from tests.netns import Host
 from tests.swarms import VOTERS, until
 
@@ -222,6 +222,7 @@ class Kept:
             folder = self._folders.mktemp("five")
             self._five = self._open.enter_context(five_hosts(folder, voters))
             self._five.serves_s = SERVES_S * LENIENCE
+            self._five.heals_s = HEALS_S * LENIENCE
         return self._five
 
     def close(self) -> None:

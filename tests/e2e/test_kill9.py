@@ -19,12 +19,12 @@ from pathlib import Path
 
 from tests.daemon import runner_pids, start_daemon
 from tests.durability import JobSeen, check_jobs, check_state
-from tests.load import QUICK, SHELL, Load
+from tests.load import QUICK, SHELL, Load, drain
+from tests.swarms import until
 
 # Read at import: no test sees settings of whoever runs it.
 KILLS = int(os.environ.get("SWARMD_SOAK_KILLS", "5"))
 SEED = int(os.environ.get("SWARMD_SOAK_SEED", "") or random.SystemRandom().randrange(10**6))
-DRAIN_TIMEOUT_S = 60.0
 SLOTS = 6
 
 
@@ -57,19 +57,33 @@ class Swarm:
         )  # fmt: skip
 
     def kill_runner(self) -> None:
-        pids = runner_pids(self.daemon.data_dir)
-        assert len(pids) == 1, f"there should be one runner: {pids}"
-        os.kill(pids[0], signal.SIGKILL)
+        (pid,) = self.wait_runner()
+        os.kill(pid, signal.SIGKILL)
+
+    def wait_runner(self) -> list[int]:
+        """There is one, as soon as it was started."""
+
+        def one() -> list[int] | None:
+            pids = runner_pids(self.daemon.data_dir)
+            return pids if len(pids) == 1 else None
+
+        return until(one, "there is not one runner")
+
+    def wait_work(self, since: int) -> None:
+        """Until something runs that began after so many bytes of the trace, and has not ended."""
+
+        def under_way() -> bool:
+            *lines, _ = self.trace.read_bytes()[since:].split(b"\n")
+            said = {line.rpartition(b" ")[0]: line.rpartition(b" ")[2] for line in lines}
+            begun = {line.rpartition(b" ")[0] for line in lines if line.endswith(b" start")}
+            return any(said[tag] != b"end" for tag in begun)
+
+        until(under_way, "nothing begins")
 
     def drain(self) -> None:
         """Wait until nothing waits or runs any more."""
-        deadline = time.monotonic() + DRAIN_TIMEOUT_S
-        while True:
-            stats = self.daemon.request("GET", "/api/v1/admin/stats").json["jobs_by_status"]
-            if not stats["pending"] + stats["running"]:
-                return
-            assert time.monotonic() < deadline, f"the queue does not empty: {stats}"
-            time.sleep(0.1)
+        stats = "/api/v1/admin/stats"
+        drain(lambda: self.daemon.request("GET", stats).json["jobs_by_status"])
 
 
 @contextmanager
@@ -124,7 +138,10 @@ def test_no_job_runs_twice_when_the_runner_is_killed(tmp_path: Path) -> None:
     rng = random.Random(SEED + 1)
     with swarm_under_load(tmp_path, quick=False) as (swarm, load):
         for number in range(max(3, KILLS // 2)):
+            began = swarm.trace.stat().st_size
             time.sleep(rng.uniform(0.6, 1.5))
+            swarm.wait_runner()
+            swarm.wait_work(began)
             if number % 3 == 1:
                 swarm.kill_daemon()
                 swarm.kill_runner()

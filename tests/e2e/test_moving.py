@@ -5,15 +5,18 @@ Real daemons, runners and jobs; whether two attempts ran at once is read in what
 
 from __future__ import annotations
 
-import itertools
+import os
 import random
+import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from swarmd.agent.leases import RENEW_EVERY_S
 from swarmd.control.leases import GIVE_AWAY_S, LEASE_S
 from tests.daemon import running_daemon
 from tests.moving import Moving, job_on, kill_host, wait_for_leases
@@ -24,8 +27,13 @@ from tests.swarms import Node, Swarm, running_swarm, until
 pytestmark = pytest.mark.xdist_group("swarm")
 FOLLOWER_S = 6.0
 LEADER_S = 8.0
-LATE_S = 1.0
+# Read at import: no test sees settings of whoever runs it.
+LATE_S = 1.0 if "SWARMD_SOAK_KILLS" in os.environ else 30.0
 """For a machine that does other things as well."""
+MOVES_S_MAX = 60.0
+AWAY_S = 20.0
+"""How long jobs bear that their daemon is away: a slow machine takes longer than a lease to have it
+back."""
 
 
 @contextmanager
@@ -39,15 +47,17 @@ def follower(swarm: Swarm) -> Node:
     return swarm.followers()[0]
 
 
-def ended(job: Moving, within_s: float) -> float:
-    """When the one attempt that there is wrote last, once it writes no more."""
-    deadline = time.monotonic() + within_s
-    while True:
-        (span,) = job.spans()
-        if time.time() - span.last > 0.4:
-            return span.last
-        assert time.monotonic() < deadline, f"it goes on after {within_s} s"
-        time.sleep(0.05)
+def check_goes_on(job: Moving) -> None:
+    """In the one attempt that there ever was."""
+    now = time.time()
+    until(lambda: job.spans()[-1].last > now, "it does not go on")
+    assert len(job.spans()) == 1
+
+
+def holds(data_dir: Path) -> list[int | None]:
+    """For how long others leave nodes what they have, in ms; None is for ever."""
+    with closing(sqlite3.connect(f"file:{data_dir / 'state.db'}?mode=ro", uri=True)) as conn:
+        return [row[0] for row in conn.execute("SELECT for_ms FROM holds")]
 
 
 def test_work_of_a_host_that_dies_runs_again_elsewhere(tmp_path: Path) -> None:
@@ -58,7 +68,7 @@ def test_work_of_a_host_that_dies_runs_again_elsewhere(tmp_path: Path) -> None:
             struck_node = other or swarm.leader()
             job = job_on(swarm, tmp_path, struck_node)
             struck = kill_host(struck_node)
-            took.append(job.moved_after(struck, 20))
+            took.append(job.moved_after(struck, MOVES_S_MAX))
             assert job.host() is not struck_node
             job.cancel()
             struck_node.start()
@@ -76,22 +86,23 @@ def test_a_runner_without_its_daemon_ends_what_runs_in_time(tmp_path: Path) -> N
         job = job_on(swarm, tmp_path, host)
         killed = time.time()
         host.kill()
-        lasted = ended(job, 8) - killed
-        assert LEASE_S - 1.5 < lasted <= LEASE_S + 0.5
-        assert job.moved_after(killed, 15) <= FOLLOWER_S + LATE_S
+        assert job.moved_after(killed, MOVES_S_MAX) <= FOLLOWER_S + LATE_S
+        assert 0 < job.spans()[0].last - killed < GIVE_AWAY_S
 
 
 def test_a_daemon_that_is_back_in_time_finds_its_jobs_going_on(tmp_path: Path) -> None:
     with swarm_of_three(tmp_path) as swarm:
-        for host in (follower(swarm), swarm.leader()):
-            job = job_on(swarm, tmp_path, host)
+        hosts = (follower(swarm), swarm.leader())
+        jobs = [job_on(swarm, tmp_path, host, disconnect_seconds=AWAY_S) for host in hosts]
+        for host in hosts:
             host.kill()
+            killed = time.monotonic()
             host.start()
-            time.sleep(GIVE_AWAY_S + 1)
-            (span,) = job.spans()
-            assert time.time() - span.last < 0.5
+        # Without what came since they are back, they would have ended by then.
+        time.sleep(max(0.0, killed + GIVE_AWAY_S + AWAY_S + 1 - time.monotonic()))
+        for job in jobs:
+            check_goes_on(job)
             assert job.seen()["status"] == "running"
-            job.cancel()
 
 
 def test_a_planned_restart_moves_nothing_however_long_it_takes(tmp_path: Path) -> None:
@@ -105,26 +116,24 @@ def test_a_planned_restart_moves_nothing_however_long_it_takes(tmp_path: Path) -
             swarm.wait_whole()
         time.sleep(GIVE_AWAY_S)
         for job, node in zip(jobs, swarm.nodes, strict=True):
-            (span,) = job.spans()
-            assert time.time() - span.last < 0.5, node.name
-            assert job.seen()["recoveries"] == 0
-        held = swarm.nodes[0].state().execute("SELECT count(*) FROM holds").fetchone()
-        assert held == (0,)
+            check_goes_on(job)
+            assert job.seen()["recoveries"] == 0, node.name
+        until(lambda: not holds(swarm.nodes[0].data_dir), "a hold is left")
 
 
 def test_a_job_may_be_cut_off_for_longer(tmp_path: Path) -> None:
     with swarm_of_three(tmp_path) as swarm:
         host = follower(swarm)
-        job = job_on(swarm, tmp_path, host, disconnect_seconds=8)
+        job = job_on(swarm, tmp_path, host, disconnect_seconds=30)
         host.kill()
-        time.sleep(7)
+        time.sleep(GIVE_AWAY_S + 3)
         host.start()
-        time.sleep(2)
-        (span,) = job.spans()
-        assert time.time() - span.last < 0.5
+        check_goes_on(job)
+        job.cancel()
+        job = job_on(swarm, tmp_path, host, disconnect_seconds=8)
         struck = kill_host(host)
-        # It counts from the last renewal, which was up to a second and a turn of the loop before.
-        assert GIVE_AWAY_S + 6.5 < job.moved_after(struck, 30) < GIVE_AWAY_S + 8 + 3
+        # It counts from the last renewal, which was no longer ago than a lease.
+        assert job.moved_after(struck, MOVES_S_MAX) > GIVE_AWAY_S + 8 - LEASE_S
 
 
 @pytest.mark.needs("netns")
@@ -133,12 +142,13 @@ def test_work_of_hosts_that_are_cut_off_ends_before_it_begins_elsewhere(tmp_path
     with own_network() as network, swarm_of_three(tmp_path, first=21) as swarm:
         for host in (follower(swarm), swarm.leader()):
             job = job_on(swarm, tmp_path, host)
-            kept = [job_on(swarm, tmp_path, node) for node in swarm.nodes if node is not host]
             others = [node for node in swarm.nodes if node is not host]
+            # Longer than a slow machine takes to have another leader.
+            kept = [job_on(swarm, tmp_path, node, disconnect_seconds=10) for node in others]
             time.sleep(random.uniform(0.0, 1.0))
             cut = time.time()
             network.cut(host.address, *(node.address for node in others))
-            until(lambda: len(job.spans()) > 1, "the job did not move", 20)  # noqa: B023
+            until(lambda: len(job.spans()) > 1, "the job did not move", MOVES_S_MAX)  # noqa: B023
             first, second = job.spans()
             print(f"ended after {first.last - cut:.2f} s, again after {second.first - cut:.2f} s")
             job.check()
@@ -162,13 +172,14 @@ def test_alone_a_job_goes_on_however_long_the_daemon_is_away(tmp_path: Path) -> 
         job = {"type": "t", "program": "sh", "arguments": ["-c", script]}
         made = daemon.request("POST", "/api/v1/jobs", job, surface="console").json["id"]
         until(lambda: (trace / "now").exists(), "it does not begin")
-        for number in itertools.count(1):
-            seen = daemon.request("GET", f"/api/v1/jobs/{made}", surface="console").json
-            if seen["status"] == "running":
-                break
-            assert number < 100
-            time.sleep(0.05)
-        time.sleep(2.5)
+
+        def seen() -> Any:
+            return daemon.request("GET", f"/api/v1/jobs/{made}", surface="console").json
+
+        until(lambda: seen()["status"] == "running", "it does not run")
+        until(lambda: holds(daemon.data_dir) == [None], "nobody says that it is alone")
+        time.sleep(3 * RENEW_EVERY_S)  # after that the runner is told, again where it was slow
         daemon.kill()
         time.sleep(LEASE_S + GIVE_AWAY_S)
-        assert time.time() - float((trace / "now").read_text() or time.time()) < 0.5
+        now = time.time()
+        until(lambda: float((trace / "now").read_text() or 0) > now, "it does not go on")

@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ from tests.swarms import running_swarm
 
 KEY = "a-key-for-tests"
 ADMIN = "/admin/api"
-HEARTBEAT_S = 3.0
+HEARTBEAT_S = 6.0
+"""Longer than a Python takes to begin where much else runs."""
 PREFIXES = ("", *(f"t{number}-" for number in range(14)))
 """Of the names that hosts go by: where tests share them, each knows them by names of its own, and
 at addresses of its own. An sshd takes no more than sixteen."""
@@ -44,7 +45,7 @@ while [ -f hold ]; do sleep 0.05; done
 setsid ./swarm-drone </dev/null >/dev/null 2>&1 &
 echo $! >pid
 """
-PROGRAM = """#!{python}
+PROGRAM = """#!{python} -IS
 # {version}
 import http.client, json, pathlib, time
 me = json.loads((pathlib.Path(__file__).parent / "me.json").read_text())
@@ -82,7 +83,7 @@ class Operator:
     def ask(self, method: str, path: str, body: object = None, **more: Any) -> Response:
         where = f"{ADMIN}{path}"
         return self.daemon.request(
-            method, where, body, surface="buildadmin", headers=self.headers, timeout_s=60, **more
+            method, where, body, surface="buildadmin", headers=self.headers, timeout_s=180, **more
         )
 
     def good(self, method: str, path: str, body: object = None) -> Any:
@@ -116,7 +117,7 @@ class Operator:
         rows = self.good("GET", f"/payloads/{sort}/deploy-log?drone={drone}")["history"]
         return [(row["action"], row["status"]) for row in reversed(rows)]
 
-    def until(self, what: Callable[[], bool], timeout_s: float = 20) -> None:
+    def until(self, what: Callable[[], bool], timeout_s: float = 90) -> None:
         deadline = time.monotonic() + timeout_s
         while not what():
             assert time.monotonic() < deadline
@@ -347,7 +348,7 @@ def test_a_program_that_gives_no_sign_of_life_is_rolled_back(estate: Estate) -> 
     dead = operator.register("dead", DEAD)
     said = operator.roll(dead, [one, two])
     assert said["status"] == "partial" and said["skipped"] == [two]
-    assert "no sign of life within 3 s" in said["results"][one]["message"]
+    assert f"no sign of life within {HEARTBEAT_S:g} s" in said["results"][one]["message"]
     assert host.file() == estate.program("1") and operator.place(one) == ("1", "deployed")
     assert host.names() >= {"swarm-drone"} and not [n for n in host.names() if n[0] == "."]
     assert operator.log(one)[3:] == [
@@ -372,7 +373,7 @@ def test_two_rolls_of_a_type_are_not_at_once(estate: Estate) -> None:
         for answer in (operator.ask("POST", path, {}), operator.deploy(dead, two)):
             assert answer.status == 409 and "under way" in answer.json["error"], answer.body
         assert operator.deploy(config, one, "config").status == 200  # of another type
-        assert first.result(30)["status"] == "partial"
+        assert first.result(180)["status"] == "partial"
     assert operator.deploy(dead, two).status == 200
     # What was never there is taken away again.
     assert "swarm-drone" not in estate.hosts[one].names()
@@ -382,12 +383,17 @@ def test_two_rolls_of_a_type_are_not_at_once(estate: Estate) -> None:
 def test_whoever_asked_may_go_and_the_roll_goes_on(estate: Estate) -> None:
     operator, (one, two, _) = estate.operator, estate.hosts
     version = operator.register("1", estate.program("1"))
-    with pytest.raises(TimeoutError):
-        operator.daemon.request(
+    estate.hosts[two].write("hold", "its service does not start again while this is there")
+    daemon = operator.daemon
+    link = http.client.HTTPConnection(daemon.address, daemon.ports["buildadmin"])
+    with closing(link):
+        link.request(
             "POST", f"{ADMIN}/payloads/drone_binary/{version}/rolling-deploy",
-            {"drones": [one, two]}, surface="buildadmin", headers=operator.headers,
-            timeout_s=0.3,
+            json.dumps({"drones": [one, two]}),
+            {**operator.headers, "Content-Type": "application/json"},
         )  # fmt: skip
+        operator.until(lambda: "swarm-drone" in estate.hosts[two].names())
+    (estate.hosts[two].inside / "hold").unlink()
     operator.until(lambda: ("health", "success") in operator.log(two))
     assert estate.hosts[two].file() == estate.program("1")
 
@@ -496,7 +502,7 @@ def test_any_node_does_it_and_all_know(tmp_path: Path) -> None:
             (hosts["two"].inside / "hold").unlink()
             for gone in (lost, rolled):
                 with pytest.raises((OSError, http.client.HTTPException)):
-                    gone.result(30)
+                    gone.result(180)
         assert host.file("config.json") == b"{}"
         assert other.place("one", "config") == ("1", "deploying")
         said = other.good("POST", "/payloads/config/verify", {"drone": "one"})
@@ -504,10 +510,10 @@ def test_any_node_does_it_and_all_know(tmp_path: Path) -> None:
         # What it had sent is in the way until the next one comes.
         assert [name for name in host.names() if name.endswith(".new")]
         took_place = (hosts["two"].inside / "swarm-drone").stat().st_ino
-        other.until(lambda: other.deploy(first, "one", "config").status == 200, HOLD_S + 20)
+        other.until(lambda: other.deploy(first, "one", "config").status == 200, HOLD_S + 90)
         assert not [name for name in host.names() if name.endswith(".new")]
         # Its roll has another node by now, and each host the program once.
-        other.until(lambda: ("health", "success") in other.log("three"), HOLD_S + 20)
+        other.until(lambda: ("health", "success") in other.log("three"), HOLD_S + 90)
         assert {hosts[name].file() for name in ("two", "three")} == {estate.program("1")}
         assert (hosts["two"].inside / "swarm-drone").stat().st_ino == took_place
         assert not {"swarm-drone.previous"} & (hosts["two"].names() | hosts["three"].names())

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ import pytest
 
 from tests.cli import ROOT, Said, command, environment, swarmd
 from tests.daemon import STOP_TIMEOUT_S, Daemon, Response, end_runner, start_daemon
-from tests.swarms import Node, Swarm, joining, running_swarm, until
+from tests.swarms import Node, Swarm, joining, running_swarm, until, until_passes
 
 pytestmark = pytest.mark.xdist_group("swarm")
 PAGE = (ROOT / "docs" / "consensus.md").read_text()
@@ -30,6 +31,8 @@ DATA_DIR = "/var/lib/swarmd"
 """As the page has it."""
 LOCAL = {"X-Swarm-Consistency": "local"}
 STALENESS = "x-swarm-staleness-ms"
+LEADER_WAIT_S = 10.0
+"""So long a request waits for a leader that needs one; the others do not."""
 
 
 def say(node: Node, *args: object, cwd: Path | None = None) -> Said:
@@ -63,21 +66,25 @@ def swarm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Swarm]:
 
 
 def test_every_node_shows_the_whole_log(swarm: Swarm) -> None:
-    leader = swarm.leader()
     swarm.wait_level()
     for node in swarm.nodes:
-        seen = say(node, "raft", "status", "--json").json
-        assert (seen["node"], seen["leader"], seen["note"]) == (node.name, leader.name, "")
-        assert seen["role"] == ("leader" if node is leader else "follower")
-        assert (seen["voters"], seen["learners"]) == (["n1", "n2", "n3"], [])
-        assert {(m["name"], m["match"], m["behind"]) for m in seen["members"]} == {
-            (n.name, seen["last"], 0) for n in swarm.nodes
-        }
-        assert isinstance(seen["staleness_ms"], int)
-        told = say(node, "raft", "status").out
-        assert re.search(rf"^leader +{leader.name}, term {seen['term']}$", told, re.MULTILINE)
-        assert "3 of 3 voters are there, 2 are needed" in told
-        assert "standing 3 of 3 voters" in say(node, "status").out
+        until_passes(partial(check_shown, swarm, node))
+
+
+def check_shown(swarm: Swarm, node: Node) -> None:
+    leader = swarm.leader()
+    seen = say(node, "raft", "status", "--json").json
+    assert (seen["node"], seen["leader"], seen["note"]) == (node.name, leader.name, "")
+    assert seen["role"] == ("leader" if node is leader else "follower")
+    assert (seen["voters"], seen["learners"]) == (["n1", "n2", "n3"], [])
+    assert {(m["name"], m["match"], m["behind"]) for m in seen["members"]} == {
+        (n.name, seen["last"], 0) for n in swarm.nodes
+    }
+    assert isinstance(seen["staleness_ms"], int)
+    told = say(node, "raft", "status").out
+    assert re.search(rf"^leader +{leader.name}, term {seen['term']}$", told, re.MULTILINE)
+    assert "3 of 3 voters are there, 2 are needed" in told
+    assert "standing 3 of 3 voters" in say(node, "status").out
 
 
 def test_leadership_goes_where_it_is_told_from_any_node(swarm: Swarm) -> None:
@@ -106,10 +113,11 @@ def test_a_copy_is_whole_from_any_node_and_given_to_its_owner_alone(
     swarm.wait_level()
     for node in swarm.nodes:
         file = tmp_path / f"{node.name}.db"
+        before = node.applied()
         told = say(node, "raft", "snapshot", "save", file, "--json").json
         data = file.read_bytes()
         assert told["sha256"] == hashlib.sha256(data).hexdigest()
-        assert (told["size_bytes"], told["index"]) == (len(data), node.applied())
+        assert told["size_bytes"] == len(data) and before <= told["index"] <= node.applied()
         assert file.stat().st_mode & 0o777 == 0o600
         with closing(sqlite3.connect(file)) as copy:
             assert copy.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
@@ -143,24 +151,30 @@ def test_local_reads_say_how_stale_they_are_on_every_surface(swarm: Swarm) -> No
                 assert (wrong.status, "linearizable" in said) == (400, True)
 
 
-def test_a_log_is_followed_on_another_node_through_the_restart_of_its_own(swarm: Swarm) -> None:
+def test_a_log_is_followed_on_another_node_through_the_restart_of_its_own(
+    swarm: Swarm, tmp_path: Path
+) -> None:
     reader = swarm.leader()
     runs_on = swarm.followers()[0]
     job_id = reader.run(
         "for n in 1 2 3 4 5 6 7 8; do echo $n; sleep 0.5; done",
-        constraints=[f"node.name=={runs_on.name}"],
-    )
-    with subprocess.Popen(
-        command("logs", "-f", job_id), text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-        env=environment({"SWARMD_DATA_DIR": str(reader.data_dir)}),
-    ) as following:  # fmt: skip
-        assert following.stdout is not None
-        seen = [following.stdout.readline() for _ in range(2)]
-        runs_on.kill()
-        runs_on.start()
-        out, err = following.communicate(timeout=30)
-    assert "".join(seen) + out == "1\n2\n3\n4\n5\n6\n7\n8\n", err
-    assert (following.returncode, err) == (0, "")
+        constraints=[f"node.name=={runs_on.name}"], disconnect_seconds=60,
+    )  # fmt: skip
+    out, err = tmp_path / "out", tmp_path / "err"
+    with out.open("w") as stdout, err.open("w") as stderr:
+        following = subprocess.Popen(
+            command("logs", "-f", job_id), stdout=stdout, stderr=stderr,
+            env=environment({"SWARMD_DATA_DIR": str(reader.data_dir)}),
+        )  # fmt: skip
+    with following:
+        try:
+            until(lambda: out.read_text().count("\n") >= 2, "the log is not followed")
+            runs_on.kill()
+            runs_on.start()
+            assert following.wait(120) == 0, err.read_text()
+        finally:
+            following.kill()
+    assert (out.read_text(), err.read_text()) == ("1\n2\n3\n4\n5\n6\n7\n8\n", "")
     swarm.wait_whole()
 
 
@@ -181,15 +195,15 @@ def test_without_a_majority_what_needs_none_answers_and_the_rest_is_refused(
         seen = say(last, "raft", "status")
         assert (seen.status, "leader   none is known" in seen.out) == (0, True)
         assert "nobody can tell" in seen.err
-        began = time.monotonic()
         for surface, paths in {
             "jobqueue": ("/health",),
             "console": ("/health", "/status", "/nodes", "/raft", "/config"),
         }.items():
             for path in paths:
                 expected = 503 if path == "/health" else 200
+                began = time.monotonic()
                 assert last.request("GET", path, surface=surface).status == expected
-        assert time.monotonic() - began < 5
+                assert time.monotonic() - began < LEADER_WAIT_S
         for surface in ("jobqueue", "console"):
             for node_name, job_id in ran_on.items():
                 log = last.request("GET", f"/jobs/{job_id}/logs", surface=surface)
@@ -201,7 +215,7 @@ def test_without_a_majority_what_needs_none_answers_and_the_rest_is_refused(
             began = time.monotonic()
             local = last.request("GET", path, headers=LOCAL)
             assert (local.status, int(local.headers[STALENESS]) > 0) == (200, True)
-            assert time.monotonic() - began < 5
+            assert time.monotonic() - began < LEADER_WAIT_S
         asked = [("GET", "/jobs", "jobqueue"), ("GET", "/jobs", "console"),
                  ("POST", "/jobs/claim", "jobqueue"), ("POST", "/jobs/bulk", "jobqueue"),
                  ("POST", "/jobs", "console")]  # fmt: skip
@@ -213,7 +227,7 @@ def test_without_a_majority_what_needs_none_answers_and_the_rest_is_refused(
         assert (said.status, "nothing to hand over" in said.err) == (1, True)
         assert say(last, "raft", "snapshot", "save", tmp_path / "copy.db").status == 0
         assert say(last, "down", "--jobs").status == 0
-        assert time.monotonic() - began < 25
+        assert time.monotonic() - began < 60
 
 
 @contextmanager

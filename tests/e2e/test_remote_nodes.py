@@ -12,7 +12,7 @@ from tests.daemon import runner_pids
 from tests.swarms import Node, Swarm, joining, running_swarm, until
 
 SETTINGS = {"mesh": {"replicas": 3}}
-END_S = 15.0
+END_S = 60.0
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -13,7 +14,14 @@ from typing import Any
 import pytest
 
 from tests.cli import command, environment
-from tests.daemon import SURFACES, end_runner, free_ports, running_daemon
+from tests.daemon import (
+    READY_TIMEOUT_S,
+    STOP_TIMEOUT_S,
+    SURFACES,
+    end_runner,
+    free_ports,
+    running_daemon,
+)
 from tests.load import OUTSIDE, Client
 from tests.swarms import Node, Swarm, running_swarm, until
 
@@ -21,10 +29,15 @@ pytestmark = pytest.mark.xdist_group("swarm")
 LOG_KEPT = 10
 AWAY_ENTRIES = 2600
 """More than are let go of at once, and what is kept."""
-REFUSED_S_MAX = 15.0
-LOCAL_S_MAX = 3.0
-"""For what a node answers by itself; of a log it asks the leader first, for a second."""
-STOP_S_MAX = 5.0
+REFUSED_S_MAX = 60.0
+LOCAL_S_MAX = 9.0
+"""For what a node answers by itself: what needs a leader waits ten for one. Of a log it asks the
+leader first, for a second."""
+# Read at import: no test sees settings of whoever runs it.
+SOAK = "SWARMD_SOAK_KILLS" in os.environ
+"""How soon is judged where nothing else runs."""
+STOP_S_MAX = 5.0 if SOAK else STOP_TIMEOUT_S
+ALL_STOP_S_MAX = 2.5 if SOAK else STOP_TIMEOUT_S
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +115,8 @@ def test_a_node_that_is_started_again_takes_its_attempts_back(whole: Swarm, tmp_
     tmp_path.chmod(0o755)
     job_id = other.run(
         f"while [ ! -e {gate} ]; do sleep 0.05; done; echo through",
-        constraints=[f"node.name=={node.name}"],
-    )
+        constraints=[f"node.name=={node.name}"], disconnect_seconds=60,
+    )  # fmt: skip
     until(lambda: other.console("GET", f"/jobs/{job_id}")["status"] == "running", "not running")
     node.kill()
     meanwhile = [submit(other, f"meanwhile-{i}") for i in range(20)]
@@ -112,6 +125,7 @@ def test_a_node_that_is_started_again_takes_its_attempts_back(whole: Swarm, tmp_
     node.start()
     seen = other.ended(job_id)
     assert (seen["status"], seen["stdout"], seen["node"]) == ("completed", "through\n", node.name)
+    assert len(seen["attempts"]) == 1
     for job_id in meanwhile:
         assert node.ask("GET", f"/jobs/{job_id}")["status"] == "pending"
     whole.wait_level()
@@ -142,7 +156,7 @@ def test_all_of_them_stop_at_once_and_come_back(whole: Swarm) -> None:
     began = time.monotonic()
     with ThreadPoolExecutor(3) as pool:
         list(pool.map(Node.stop, whole.nodes))
-    assert time.monotonic() - began < STOP_S_MAX / 2
+    assert time.monotonic() - began < ALL_STOP_S_MAX
     whole.start(*whole.nodes)
     for node in whole.nodes:
         assert node.ask("GET", f"/jobs/{job_id}")["status"] == "pending"
@@ -252,7 +266,7 @@ def test_a_node_that_dies_while_it_joins_joins_when_it_is_started_again(tmp_path
             wait_said(folder, "joined")
             time.sleep(number * 0.03)
             dying.kill()
-            dying.wait(STOP_S_MAX)
+            dying.wait(STOP_TIMEOUT_S)
             again = start_lonely(folder, folder.name)
             try:
                 wait_said(folder, "ready: node")
@@ -264,7 +278,7 @@ def test_a_second_node_of_the_same_name_is_not_taken_in(whole: Swarm, tmp_path: 
     seed = f"127.0.0.1:{whole.nodes[0].settings['mesh']['port']}"
     double = start_lonely(tmp_path, "n2", seed, whole.nodes[0].token())
     try:
-        assert double.wait(STOP_S_MAX) == 1
+        assert double.wait(READY_TIMEOUT_S) == 1
     finally:
         end_lonely(double, tmp_path)
     assert "another node is called n2; give this one a name of its own" in said_by(tmp_path)
@@ -302,7 +316,7 @@ def start_lonely(
 
 def end_lonely(process: subprocess.Popen[bytes], folder: Path) -> None:
     process.kill()
-    process.wait(STOP_S_MAX)
+    process.wait(STOP_TIMEOUT_S)
     end_runner(folder / "data")
 
 

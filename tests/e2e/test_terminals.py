@@ -98,6 +98,7 @@ async def test_a_terminal_at_which_nobody_is_ends(tmp_path: Path) -> None:
 
 
 async def test_a_node_that_stops_ends_its_terminals_and_keeps_what_they_showed(node: Node) -> None:
+    known = len(node.terminals())
     async with connected(node) as screen:
         shell = await has_shell(screen)
         node.daemon.process.send_signal(signal.SIGTERM)
@@ -105,8 +106,9 @@ async def test_a_node_that_stops_ends_its_terminals_and_keeps_what_they_showed(n
     await gone([shell])
     assert await trio.to_thread.run_sync(node.daemon.process.wait, TIMEOUT_S) == 0
     await trio.to_thread.run_sync(node.start)
-    done = node.terminals()[0]
-    assert (done["end"], done["cut"], done["exit_code"]) == ("stopped", False, None)
+    done = await node.ended(known)
+    # What a slow machine did not keep while it stopped is told later, as what was cut off.
+    assert (done["end"], done["exit_code"]) == ("stopped", None)
     assert str(shell) in json.dumps(node.recorded(done["id"]))
 
 
