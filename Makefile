@@ -62,14 +62,16 @@ bench: $(VENV)/.dev
 	@set -e; for each in $$(cd bench && grep -l __main__ *.py); do \
 	  echo "== $$each"; $(BIN)/python -m bench.$${each%.py}; done
 
-# As long as it takes: the usual bound of a test does not hold here.
+# As long as it takes: the usual bound of a test does not hold here. How soon something has to be done
+# is judged here alone, so it wants a machine to itself.
 soak: $(VENV)/.dev
 	SWARMD_SOAK_KILLS=$(KILLS) SWARMD_FUZZ_S=$(FUZZ_S) $(BIN)/python -m pytest \
 	  -o faulthandler_timeout=7200 tests/e2e/test_kill9.py tests/e2e/test_fuzz.py
 	SWARMD_SOAK_CALM_S=$(CALM_S) $(BIN)/python -m pytest \
 	  -o faulthandler_timeout=7200 tests/e2e/test_detection.py
 	SWARMD_SOAK_KILLS=$(LEADER_KILLS) $(BIN)/python -m pytest -rP \
-	  -o faulthandler_timeout=7200 tests/e2e/test_failover.py
+	  -o faulthandler_timeout=7200 tests/e2e/test_failover.py tests/e2e/test_moving.py \
+	  tests/e2e/test_swarm.py tests/e2e/test_restart.py
 	SWARMD_SOAK_FAULTS=$(FAULTS) $(BIN)/python -m pytest -rP \
 	  -o faulthandler_timeout=7200 tests/e2e/test_faults.py
 	$(BIN)/python -m tests.sim --seeds $(CHAOS) --seconds $(CHAOS_S) --keep build/chaos.jsonl
