@@ -191,6 +191,10 @@ class SshSection:
         False, "believe the first key of a builder that known_hosts does not have, and keep it in"
         " the swarm"
     )  # fmt: skip
+    keepalive_s: float = setting(
+        15.0, "a host that is silent is asked so often whether it is there; after three questions"
+        " without an answer its connection is lost", low=1.0, high=3600.0
+    )  # fmt: skip
     hosts: Mapping[str, str] = setting(
         dict, "NAME=HOST[:PORT] of builders that are not reached where they say they are"
     )

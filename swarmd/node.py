@@ -161,7 +161,9 @@ async def open_node(config: Config) -> AsyncIterator[RunningNode]:
 async def _reaching(config: Config, cluster: Hosted) -> AsyncIterator[tuple[Reach, Ways]]:
     """How this node reaches builders, and heals them while it leads."""
     ssh = config.ssh
-    hosts = Hosts(ssh.key_file, ssh.user, ssh.port, ssh.known_hosts, ssh.pin_first, ssh.hosts)
+    hosts = Hosts(
+        ssh.key_file, ssh.user, ssh.port, ssh.known_hosts, ssh.pin_first, ssh.keepalive_s, ssh.hosts
+    )
     care = CareSettings(**{f.name: getattr(config.care, f.name) for f in fields(config.care)})
     async with open_reach(cluster, hosts) as reach:
 

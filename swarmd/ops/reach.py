@@ -19,7 +19,13 @@ from swarmd.domain.nodes import Node
 from swarmd.domain.places import Places
 from swarmd.drivers.ssh import Ssh, open_ssh
 from swarmd.drivers.ssh_known import KnownHosts, SshAccount
-from swarmd.drivers.ssh_targets import HostKey, HostKeyChanged, HostKeyUnknown, SshTarget
+from swarmd.drivers.ssh_targets import (
+    HostKey,
+    HostKeyChanged,
+    HostKeyUnknown,
+    SshSettings,
+    SshTarget,
+)
 from swarmd.ops.builds import find_builder
 from swarmd.state.build_queries import BuilderView, ListBuilderNodes
 from swarmd.state.commands import PutSetting
@@ -40,6 +46,7 @@ class Hosts(msgspec.Struct, frozen=True):
     port: int = 22
     known_hosts: str | None = None
     pin_first: bool = False
+    keepalive_s: float = 15.0
     elsewhere: Mapping[str, str] = {}
     """`HOST[:PORT]` of builders that are not where they say, by name."""
 
@@ -137,7 +144,8 @@ class Reach:
 @asynccontextmanager
 async def open_reach(cluster: Cluster, hosts: Hosts) -> AsyncIterator[Reach]:
     reach = Reach(cluster, hosts)
-    async with open_ssh(keep_key=reach.keep_key) as reach.ssh:
+    settings = SshSettings(keepalive_s=hosts.keepalive_s)
+    async with open_ssh(settings, keep_key=reach.keep_key) as reach.ssh:
         yield reach
 
 

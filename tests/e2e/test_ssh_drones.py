@@ -43,6 +43,7 @@ SSH_PORT = 22
 FAILING_S, PAUSE_S = 181, 121
 """A little longer than a drone has to fail, and than what comes of any step is waited for."""
 STEP_S_MAX = 60.0
+KEEPALIVE_S = 4.0
 LOST_S_MAX = 90.0
 """Of a connection that nobody answers on: it is given up within the minute."""
 SERVICE = """#!/bin/sh
@@ -318,7 +319,7 @@ def settings(
         "jobs": {"executor": False},
         "ssh": {
             "key_file": str(client_key(folder)), "known_hosts": str(known),
-            "user": getpass.getuser(),
+            "user": getpass.getuser(), "keepalive_s": KEEPALIVE_S,
         },
         "care": {"paths": [str(root)]},
         "payloads": {
