@@ -14,6 +14,7 @@ import trio
 
 from mesh.wal_errors import LogError
 from swarmd.cluster import snapshots
+from swarmd.cluster.replica import NotNewest
 from swarmd.domain.errors import Busy, Conflict, NotFound, Unavailable
 from swarmd.sim.bottle import Bottle, Gone
 from swarmd.sim.faults import Fault, Kind
@@ -284,7 +285,8 @@ async def _put_back(stage: Stage, fault: Fault) -> bool:
         if bottle is None or victim is None:
             return False
         host, disk = bottle.machine(victim), bottle.machine(victim).disk
-        image = disk.image()
+        image, state = disk.image(), fault.how["state"] > 0.5
+        knew = host.replica is not None and bool(host.replica.members)
         await trio.sleep(fault.for_s)
         if host.scope is None or host.disk is not disk:
             return False
@@ -293,9 +295,26 @@ async def _put_back(stage: Stage, fault: Fault) -> bool:
         await trio.sleep(LANDED_S)
         while not stage.spared(victim):
             await trio.sleep(LANDED_S)
-        disk.put_back(image, state=fault.how["state"] > 0.5)
+        disk.put_back(image, state=state)
+        ends = len(host.ends)
         await stage.start(victim, anew=True)
+        if state and not knew:
+            await _begun_anew_by_hand(stage, bottle, victim, ends)
     return True
+
+
+async def _begun_anew_by_hand(stage: Stage, bottle: Bottle, name: str, ends: int) -> None:
+    """A copy of a time when it knew nobody yet: another proves what it is, and it says so and cannot
+    go on. Its operator does what it says."""
+    host = bottle.machine(name)
+    while not any(isinstance(end, NotNewest) for _, end in host.ends[ends:]):
+        if host.scope is None or (host.cluster is not None and host.cluster.introduced.is_set()):
+            return
+        await trio.sleep(LANDED_S)
+    if host.scope is not None:
+        await bottle.crash(name)
+    bottle.wipe(name)
+    await stage.start(name, anew=True)
 
 
 async def _leave(stage: Stage, fault: Fault) -> bool:

@@ -15,11 +15,12 @@ from mesh.wal_errors import DiskFull, LogDamaged
 from swarmd.cluster.handle import Hosted
 from swarmd.cluster.opening import OpeningSettings
 from swarmd.cluster.remote import Remote
-from swarmd.cluster.replica import ReplicaSettings
+from swarmd.cluster.replica import NotNewest, ReplicaSettings
 from swarmd.domain.jobs import JobStatus
 from swarmd.ops import jobs, swarm
 from swarmd.sim.bottle import Bottle, Gone
 from swarmd.sim.clients import USER, Clients, Habits, job_of
+from swarmd.sim.faults import Fault
 from swarmd.sim.harm import KINDS
 from swarmd.sim.network import Weather
 from swarmd.sim.node import NOBODY, Removed
@@ -229,6 +230,27 @@ async def test_a_host_that_is_struck_while_it_joins_asks_again(bottle: Bottle) -
         with trio.fail_after(60):
             await stage.start("d")
     assert "d" in bottle.there()
+
+
+@bottled(39)
+async def test_a_host_whose_copy_is_of_before_it_knew_anybody_is_set_up_anew(
+    bottle: Bottle,
+) -> None:
+    """Another proves to it that it has lost what it acknowledged, and it has nobody to join by: it
+    says so at each start, until somebody moves its data away."""
+    await bottle.populate("a", "b", "c")
+    stage = Stage(bottle, KINDS)
+    await stage.start("d")
+    before, replica = bottle.machine("d").id, bottle.replica("d")
+    assert not replica.members and not replica.introduced.is_set()
+    fault = Fault(0.0, "put-back", "d", for_s=3.0, how={"state": 1.0})
+    with trio.fail_after(60):
+        assert await KINDS["put-back"].strike(stage, fault)
+    ends = [end for _, end in bottle.machine("d").ends]
+    assert any(isinstance(end, NotNewest) and not end.seeds for end in ends), ends
+    assert bottle.machine("d").id not in ("", before)
+    await bottle.until(lambda: bottle.replica("d").introduced.is_set(), 20, "it is in again")
+    await bottle.settle()
 
 
 @bottled(10)
