@@ -304,8 +304,8 @@ async def _put_back(stage: Stage, fault: Fault) -> bool:
 
 
 async def _begun_anew_by_hand(stage: Stage, bottle: Bottle, name: str, ends: int) -> None:
-    """A copy of a time when it knew nobody yet: another proves what it is, and it says so and cannot
-    go on. Its operator does what it says."""
+    """A copy of a time when it knew nobody yet: another proves what it is, and it says so, and that
+    it cannot go on. Its operator does what it says."""
     host = bottle.machine(name)
     while not any(isinstance(end, NotNewest) for _, end in host.ends[ends:]):
         if host.scope is None or (host.cluster is not None and host.cluster.introduced.is_set()):
