@@ -46,7 +46,8 @@ run: $(VENV)/.run
 	$(BIN)/swarmd demo
 
 test: check
-	$(BIN)/python -m pytest $(TESTS) -n $(WORKERS) --maxprocesses=8 --dist=loadgroup
+	$(BIN)/python -m pytest $(TESTS) -n $(WORKERS) --maxprocesses=8 --dist=loadgroup \
+	  --durations=30 --durations-min=5
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
