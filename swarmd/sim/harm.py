@@ -405,10 +405,9 @@ async def _remove_and_return(stage: Stage, fault: Fault) -> bool:
 
 async def _goes(stage: Stage, step: Callable[[], Awaitable[object]]) -> bool:
     """A node is to leave, or to be removed: whether it was seen to its end."""
-    if done := await _unless_refused(step):
-        return done
-    stage.unfinished += 1
-    return False
+    done = await _unless_refused(step)
+    stage.unfinished += not done
+    return done
 
 
 async def _unless_refused(step: Callable[[], Awaitable[object]]) -> bool:

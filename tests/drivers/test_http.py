@@ -25,7 +25,7 @@ from cryptography.x509.oid import NameOID
 from swarmd.domain.errors import Invalid, SwarmError, TooLarge, Unavailable
 from swarmd.drivers.http import Downloaded, HttpSettings, download, redact
 from tests.parts import need
-from tests.unit.steps import measured
+from tests.steps import measured
 
 QUICK = HttpSettings(connect_timeout_s=2, connect_tries=2, stall_timeout_s=0.5)
 PATIENT = HttpSettings()
@@ -364,7 +364,7 @@ async def test_tiny_chunks_do_not_hold_the_loop(tmp_path: Path) -> None:
     body = b"ab" * 10_000
     async with serving(answer(chunked(bytes([b]) for b in body))) as site:
         for number in range(3):
-            with measured("") as steps:
+            with measured() as steps:
                 got = await fetch(site.url(), tmp_path / f"x{number}", PATIENT, timeout_s=120)
             assert got.sha256 == sha(body)
             longest_s.append(steps.longest_s)

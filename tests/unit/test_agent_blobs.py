@@ -16,7 +16,7 @@ from swarmd.agent.blobs import DAMAGED_KEPT_MAX, BlobStore
 from swarmd.domain.blobs import BlobInfo
 from swarmd.domain.errors import Invalid, NotFound, TooLarge, Unavailable
 from tests.parts import need
-from tests.unit.steps import measured
+from tests.steps import measured
 
 LARGE = bytes(range(256)) * 4096  # 1 MiB: several slices
 
@@ -269,7 +269,7 @@ async def test_large_blobs_do_not_hold_the_loop(store: BlobStore) -> None:
     longest_s = []
     data = LARGE * 24
     for _ in range(3):
-        with measured("") as steps:
+        with measured() as steps:
             info = await store.put(pieces(data, 65_536))
             async with store.open(info.sha256) as chunks:
                 async for _ in chunks:

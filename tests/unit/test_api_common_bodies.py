@@ -21,6 +21,7 @@ from api.common.surface import Request
 from api.common.texts import Text, answer_with_texts
 from swarmd.domain.actors import Actor
 from swarmd.domain.errors import Invalid, SwarmError, TooLarge
+from tests.steps import measured
 
 HOLD_MAX = 3.0
 STDOUT = frozenset({"stdout"})
@@ -323,37 +324,22 @@ async def longest_hold(body: bytes, kind: Any, array: bool) -> float:
 
 
 async def _hold(body: bytes, kind: Any, array: bool) -> float:
-    longest = 0.0
-
-    class Instrument(trio.abc.Instrument):
-        def __init__(self) -> None:
-            self.began = time.thread_time()
-
-        def before_task_step(self, task: trio.lowlevel.Task) -> None:
-            self.began = time.thread_time()
-
-        def after_task_step(self, task: trio.lowlevel.Task) -> None:
-            nonlocal longest
-            longest = max(longest, time.thread_time() - self.began)
-
     source = Source(body)
     actor = Actor("anonymous", "test")
     asked = Request("POST", "/", {}, b"", [], actor, "/", 1 << 24, source)
     await trio.lowlevel.checkpoint()
-    instrument = Instrument()
-    trio.lowlevel.add_instrument(instrument)
-    try:
-        await trio.lowlevel.checkpoint()
-        if array:
-            await read_json_array(asked, kind, count_max=50_000)
-        else:
-            await read_json(asked, kind, texts=STDOUT)
-    except SwarmError:
-        pass
-    finally:
-        await trio.lowlevel.checkpoint()  # so that the last step is measured too
-        trio.lowlevel.remove_instrument(instrument)
-    return longest
+    with measured() as steps:
+        try:
+            await trio.lowlevel.checkpoint()
+            if array:
+                await read_json_array(asked, kind, count_max=50_000)
+            else:
+                await read_json(asked, kind, texts=STDOUT)
+        except SwarmError:
+            pass
+        finally:
+            await trio.lowlevel.checkpoint()  # so that the last step is measured too
+    return steps.longest_s
 
 
 MIB = 1024 * 1024

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 import trio
 
+from tests.steps import measured
 from tests.surfaces import (
     HOST,
     QUICK,
@@ -16,7 +17,6 @@ from tests.surfaces import (
     read_until,
     serving,
 )
-from tests.unit.steps import measured
 
 
 async def test_slow_clients_are_cut() -> None:

@@ -10,11 +10,11 @@ import trio
 
 
 class Steps(trio.abc.Instrument):
-    """The longest step of the tasks whose names begin in one of these ways."""
+    """The longest step of the tasks whose names begin in one of these ways; without any, of all."""
 
     def __init__(self, *names: str) -> None:
         self.longest_s = 0.0
-        self._names = names
+        self._names = names or ("",)
         self._began = time.thread_time()
 
     def before_task_step(self, task: trio.lowlevel.Task) -> None:
